@@ -1,0 +1,61 @@
+"""What can go wrong, as one tree of exceptions.
+
+::
+
+    FeatureStoreError
+    ├── NpzError (ValueError)        an NPZ file that is damaged, unsafe or of the wrong content
+    ├── SourceError (ValueError)     a folder of sentence NPZs that cannot be ingested
+    ├── StoreError (ValueError)      a path that is no store, or a store that does not fit what is asked
+    │   ├── StoreNotFoundError (FileNotFoundError)
+    │   └── StoreBusyError (BlockingIOError)     another process is writing it
+    ├── SelectionError (LookupError) a layer, feature or SAE that the store does not hold
+    ├── ParameterError (TypeError)   an option that is unknown, missing, contradictory or unreadable
+    ├── NonFiniteError (ValueError)  NaN or infinity where a dataset needs numbers
+    └── DatasetError (ValueError)    a dataset that cannot be written where it should be
+
+Every message names its subject, what was expected, what was found, and what to do about it.
+"""
+
+
+class FeatureStoreError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class NpzError(FeatureStoreError, ValueError):
+    """An NPZ file that is damaged, unsafe or of the wrong content."""
+
+
+class SourceError(FeatureStoreError, ValueError):
+    """A folder of sentence NPZs that cannot be ingested."""
+
+
+class StoreError(FeatureStoreError, ValueError):
+    """A path that is no feature store, or a store that does not fit what is asked of it."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """No store at this path."""
+
+    __str__ = Exception.__str__
+
+
+class StoreBusyError(StoreError, BlockingIOError):
+    """Another process is writing the store."""
+
+    __str__ = Exception.__str__
+
+
+class SelectionError(FeatureStoreError, LookupError):
+    """A layer, feature or SAE that the store does not hold."""
+
+
+class ParameterError(FeatureStoreError, TypeError):
+    """An option that is unknown, missing, contradictory or unreadable."""
+
+
+class NonFiniteError(FeatureStoreError, ValueError):
+    """NaN or infinite values among those a dataset would hold."""
+
+
+class DatasetError(FeatureStoreError, ValueError):
+    """A dataset that cannot be written where it should be."""

@@ -1,0 +1,212 @@
+"""The two verbs: `ingest` sentences into a store, `build` a dataset from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from featurestore import commit, sentences
+from featurestore.commit import Staged, Writer
+from featurestore.errors import NpzError, SourceError
+from featurestore.npz import Archive
+from featurestore.schema import SentenceFile, Skipped
+from featurestore.store import extraction_of, is_store
+
+logger = logging.getLogger(__name__)
+
+MAX_READERS = 4
+"""Threads that read sentences; each holds one sentence's dense activations."""
+
+PathLike = str | os.PathLike[str]
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(what, done, total)``."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What an ingest did.
+
+    Attributes
+    ----------
+    store : Path
+        The store.
+    added : int
+        Sentences appended now.
+    present : int
+        Sentences that were there already, with the same content.
+    skipped : tuple of Skipped
+        Files left out, as the store records them.
+    n_sentences : int
+        All sentences in the store now.
+    """
+
+    store: Path
+    added: int
+    present: int
+    skipped: tuple[Skipped, ...]
+    n_sentences: int
+
+
+def ingest(
+    source: PathLike,
+    store: PathLike,
+    *,
+    skip_bad: bool = False,
+    wait: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Ingested:
+    """Bring a store up to date with a folder of sentence NPZs.
+
+    Sentences that the store holds already are skipped by their digest; the others are appended in the order of their
+    file names, in batches that are committed one by one. Interrupted at any point, the same call goes on from the
+    last committed batch. Memory does not grow with the number of sentences.
+
+    Parameters
+    ----------
+    source : path-like
+        Folder of ``sentence_*.npz``.
+    store : path-like
+        The store; made if it is not there.
+    skip_bad : bool
+        Leave bad files out, and record them in the store, instead of refusing the folder. A file that is recorded
+        stays left out in later calls while it is bad.
+    wait : bool
+        Wait while another process writes the store, instead of raising.
+    progress : callable
+        Called as ``progress(what, done, total)``.
+
+    Returns
+    -------
+    Ingested
+        What was done.
+
+    Raises
+    ------
+    SourceError
+        If there is nothing to ingest, or files are bad; every bad file is named, and nothing has been written.
+    NpzError
+        If the data of a file turn out to be damaged; the batches before it are committed.
+    StoreError
+        If `store` is something else; `StoreBusyError` if another process writes it.
+    """
+    source, store = Path(source), Path(store)
+    paths = sentences.find(source)
+    with commit.exclusive(store, wait):
+        writer = Writer(store) if is_store(store) else None
+        files, present, bad = _plan(paths, writer, progress)
+        recorded = {entry["file"] for entry in writer.root["attributes"]["skipped"]} if writer else set()
+        if not skip_bad and any(entry.file not in recorded for entry in bad):
+            raise SourceError(_describe(source, bad, len(paths)))
+        if not files and writer is None:
+            raise SourceError(f"{source}: no file can be used, so no store was made\n{_describe(source, bad, len(paths))}")
+        if writer is None:
+            writer = Writer.create(store, files[0].extraction, max(file.n_tokens for file in files))
+        try:
+            damaged = _append(writer, files, skip_bad, recorded, progress)
+            writer.record_skipped([*bad, *damaged])
+        except BaseException:
+            writer.discard()
+            raise
+    skipped = tuple([*bad, *damaged])
+    for entry in skipped:
+        logger.warning("left out %s: %s", source / entry.file, entry.reason)
+    return Ingested(store, len(files) - len(damaged), present, skipped, writer.n_sentences)
+
+
+def _plan(
+    paths: Sequence[Path], writer: Writer | None, progress: Progress
+) -> tuple[list[SentenceFile], int, list[Skipped]]:
+    """Find out which files are new, how many are there already, and which are bad."""
+    digests = set(writer.coord("source_digest")) if writer else set()
+    sources = dict(zip(writer.coord("sentence"), writer.coord("source"), strict=True)) if writer else {}
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress("checking files", done, len(paths))
+
+    new, present, bad = [], 0, []
+    for path in paths:
+        try:
+            with Archive(path) as archive:
+                known = archive.digest in digests
+        except NpzError:
+            known = False  # scanning says why
+        if known:
+            present += 1
+            advance()
+        else:
+            new.append(path)
+    extraction = extraction_of(writer.path, writer.root) if writer else None
+    scanned, bad = sentences.scan_all(new, extraction, advance)
+    files = []
+    for file in scanned:
+        if file.sentence_index in sources:
+            bad.append(
+                Skipped(
+                    file.path.name,
+                    f"sentence_index {file.sentence_index} is in the store with other content (from "
+                    f"{sources[file.sentence_index]}); ingest this folder into another store, with --store",
+                )
+            )
+        else:
+            files.append(file)
+    return files, present, bad
+
+
+def _append(
+    writer: Writer, files: Sequence[SentenceFile], skip_bad: bool, recorded: set[str], progress: Progress
+) -> list[Skipped]:
+    """Append files batch by batch; return those whose data turned out to be damaged."""
+    damaged: list[Skipped] = []
+
+    def load(file: SentenceFile) -> Staged | Skipped:
+        try:
+            return commit.stage(sentences.read(file))
+        except NpzError as error:
+            if skip_bad or file.path.name in recorded:
+                return Skipped(file.path.name, str(error).removeprefix(f"{file.path}: "))
+            raise
+
+    queue = iter(files)
+    done = 0
+    with ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1)) as pool:
+        while chunk := list(islice(queue, writer.room)):
+            batch: list[Staged] = []
+            for result in _in_order(pool, load, chunk):
+                done += 1
+                if isinstance(result, Skipped):
+                    damaged.append(result)
+                else:
+                    batch.append(result)
+                progress("ingesting", done, len(files))
+            if batch:
+                writer.append(batch)
+    for file in files:
+        if file.n_after_final:
+            logger.warning("%s: left out %d fragments after the final token", file.path, file.n_after_final)
+    return damaged
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, load: Callable[[SentenceFile], Staged | Skipped], files: Sequence[SentenceFile]
+) -> Iterator[Staged | Skipped]:
+    """Yield results in order; drop what is queued as soon as one fails."""
+    futures = [pool.submit(load, file) for file in files]
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _describe(source: Path, bad: Sequence[Skipped], n_files: int) -> str:
+    lines = [f"{source}: {len(bad)} of {n_files} files cannot be ingested; nothing was written (--skip-bad leaves them out)"]
+    return "\n".join([*lines, *(f"  {source / entry.file}: {entry.reason}" for entry in bad)])

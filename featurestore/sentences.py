@@ -1,0 +1,248 @@
+"""The sentence NPZs of the extraction stage: find them, check their headers, read them.
+
+One file is one sentence: T cumulative token fragments, L SAE configurations, H hidden, F features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.errors import NpzError, SourceError
+from featurestore.npz import Archive
+from featurestore.schema import ACTIVATIONS, EMBEDDINGS, HIDDEN_STATES, Extraction, Sentence, SentenceFile, Skipped
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+PATTERN = "sentence_*.npz"
+MAX_SMALL_BYTES = 64 << 20
+"""Limit for each array that is no embedding, hidden state or activation."""
+
+_AXES = {
+    EMBEDDINGS: "TH",
+    HIDDEN_STATES: "LTH",
+    ACTIVATIONS: "LTF",
+    "layers": "L",
+    "average_l0s": "L",
+    "is_final_token": "T",
+    "fragments": "T",
+}
+_OPTIONAL_AXES = {"token_positions": "T", "fragment_lengths": "T"}
+_SCALARS = ("sentence", "concept_strength_label", "sentence_index")
+_AXIS_WORDS = {"T": "tokens (T)", "L": "SAE configurations (L)", "H": "hidden (H)", "F": "features (F)"}
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """All of a sentence file but its three big arrays."""
+
+    file: SentenceFile
+    text: str
+    fragments: tuple[str, ...]
+    label: int
+
+
+def find(folder: Path) -> list[Path]:
+    """List the sentence NPZs of a folder, in the order of their names.
+
+    Raises
+    ------
+    SourceError
+        If there is no such folder, or no ``sentence_*.npz`` in it.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise SourceError(f"{folder}: expected a folder of {PATTERN} files, found {found}; check the path")
+    paths = sorted(folder.glob(PATTERN), key=lambda path: (len(path.name), path.name))
+    if not paths:
+        below = sorted({path.parent for path in folder.glob(f"*/{PATTERN}")})
+        advice = f"did you mean {below[0]}?" if below else "check the path"
+        raise SourceError(f"{folder}: expected files named {PATTERN}, found none; {advice}")
+    return paths
+
+
+def scan(path: Path) -> SentenceFile:
+    """Check one file's headers and small arrays without reading the big ones.
+
+    Raises
+    ------
+    NpzError
+        If the file is damaged, unsafe, incomplete, or its arrays contradict each other.
+    """
+    with Archive(path) as archive:
+        return _contents(archive).file
+
+
+def scan_all(
+    paths: Iterable[Path], extraction: Extraction | None, advance: Callable[[], None]
+) -> tuple[list[SentenceFile], list[Skipped]]:
+    """Check many files, and that they belong together.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        The files.
+    extraction : Extraction or None
+        What the store holds already; without it, what most of the files hold.
+    advance : callable
+        Called after each file.
+
+    Returns
+    -------
+    files : list of SentenceFile
+        The good ones, in order.
+    bad : list of Skipped
+        The others, each with its reason.
+    """
+    files: list[SentenceFile] = []
+    bad: list[Skipped] = []
+    for path in paths:
+        try:
+            files.append(scan(path))
+        except NpzError as error:
+            bad.append(Skipped(path.name, str(error).removeprefix(f"{path}: ")))
+        advance()
+    expected, whose = extraction, "the store"
+    if expected is None and files:
+        expected, whose = Counter(file.extraction for file in files).most_common(1)[0][0], "the other files"
+    good: dict[int, SentenceFile] = {}
+    for file in files:
+        if expected and (differences := expected.differences(file.extraction)):
+            problem = f"does not fit {whose}: {'; '.join(differences)}; ingest it into a store of its own"
+        elif twin := good.get(file.sentence_index):
+            problem = f"has the sentence_index {file.sentence_index} of {twin.path.name}; remove one of the two"
+        else:
+            good[file.sentence_index] = file
+            continue
+        bad.append(Skipped(file.path.name, problem))
+    return list(good.values()), bad
+
+
+def read(file: SentenceFile) -> Sentence:
+    """Read a checked file whole, without the fragments after the final token.
+
+    Raises
+    ------
+    NpzError
+        If an array fails its CRC-32, or the file is no longer the one that was checked.
+    """
+    with Archive(file.path) as archive:
+        contents = _contents(archive)
+        if contents.file != file:
+            raise NpzError(f"{file.path}: the file changed while it was being ingested; run the command again")
+        tokens = slice(file.n_tokens)
+        return Sentence(
+            file=file,
+            text=contents.text,
+            fragments=contents.fragments[tokens],
+            label=contents.label,
+            embeddings=archive.array(EMBEDDINGS)[tokens],
+            hidden_states=archive.array(HIDDEN_STATES)[:, tokens],
+            activations=archive.array(ACTIVATIONS)[:, tokens],
+        )
+
+
+def _contents(archive: Archive) -> _Contents:
+    missing = [name for name in (*_AXES, *_SCALARS) if name not in archive]
+    if missing:
+        raise NpzError(f"{archive.path}: missing array {', '.join(map(repr, missing))}; extract this sentence again")
+    sizes = _sizes(archive)
+    is_final = archive.array("is_final_token", MAX_SMALL_BYTES)
+    if is_final.dtype != bool:
+        raise archive.error("is_final_token", f"must be bool, found {is_final.dtype}")
+    finals = np.flatnonzero(is_final)
+    if len(finals) != 1:
+        raise archive.error("is_final_token", f"must mark exactly one final token, found {len(finals)}")
+    n_tokens = int(finals[0]) + 1
+    extraction = Extraction(
+        layers=_integers(archive, "layers"),
+        average_l0s=_integers(archive, "average_l0s"),
+        hidden=sizes["H"],
+        features=sizes["F"],
+        dtypes=(_dtype(archive, EMBEDDINGS), _dtype(archive, HIDDEN_STATES), _dtype(archive, ACTIVATIONS)),
+    )
+    if len({*zip(extraction.layers, extraction.average_l0s, strict=True)}) < sizes["L"]:
+        raise archive.error("layers", "names a layer twice with the same average_l0, so they cannot be told apart")
+    (label,) = _integers(archive, "concept_strength_label")
+    (index,) = _integers(archive, "sentence_index")
+    if index < 0:
+        raise archive.error("sentence_index", f"must count from 0, found {index}")
+    return _Contents(
+        file=SentenceFile(archive.path, archive.digest, index, n_tokens, sizes["T"] - n_tokens, extraction),
+        text=_texts(archive, "sentence")[0],
+        fragments=_texts(archive, "fragments"),
+        label=label,
+    )
+
+
+def _sizes(archive: Archive) -> dict[str, int]:
+    """Return T, L, H and F, on which all arrays of the file must agree."""
+    said: dict[str, dict[str, int]] = {axis: {} for axis in "TLHF"}
+    optional = {name: axes for name, axes in _OPTIONAL_AXES.items() if name in archive}
+    for name, axes in (_AXES | optional).items():
+        shape = archive.header(name).shape
+        if len(shape) != len(axes):
+            raise archive.error(name, f"must have {len(axes)} dims ({', '.join(axes)}), found shape {shape}")
+        for axis, size in zip(axes, shape, strict=True):
+            said[axis][name] = size
+    for name, axis in {"num_features": "F", "hidden_dim": "H"}.items():
+        if name in archive:
+            (said[axis][name],) = _integers(archive, name)
+    for axis, sizes in said.items():
+        if len(set(sizes.values())) > 1:
+            found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise NpzError(f"{archive.path}: arrays disagree on the number of {_AXIS_WORDS[axis]}: {found}")
+        if 0 in sizes.values():
+            raise NpzError(f"{archive.path}: zero {_AXIS_WORDS[axis]}; extract this sentence again")
+    return {axis: next(iter(sizes.values())) for axis, sizes in said.items()}
+
+
+def _dtype(archive: Archive, name: str) -> str:
+    dtype = archive.header(name).dtype
+    if dtype == np.dtype("V2"):
+        raise archive.error(name, "is raw 2-byte data (V2), as bfloat16 is saved; save it with tensor.float().numpy()")
+    if dtype.newbyteorder("=") not in (np.float16, np.float32):
+        raise archive.error(name, f"must be float16 or float32, found {dtype}")
+    return dtype.newbyteorder("=").name
+
+
+def _integers(archive: Archive, name: str) -> tuple[int, ...]:
+    """Read integers, also where they are stored as floats, as a flat tuple; a scalar gives one."""
+    values = archive.array(name, MAX_SMALL_BYTES)
+    if name not in _AXES and values.shape not in ((), (1,)):
+        raise archive.error(name, f"must be a single integer, found shape {values.shape}")
+    if values.dtype.kind not in "iuf" or not _all_whole(values):
+        found = values.dtype if values.dtype.kind not in "iuf" else _abbreviate(values)
+        raise archive.error(name, f"must be a whole number, found {found}; correct it and extract again")
+    return tuple(int(value) for value in values.ravel())
+
+
+def _all_whole(values: NDArray[Any]) -> bool:
+    return bool(np.all(np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < 2.0**62)))
+
+
+def _texts(archive: Archive, name: str) -> tuple[str, ...]:
+    values = archive.array(name, MAX_SMALL_BYTES)
+    if name not in _AXES and values.shape not in ((), (1,)):
+        raise archive.error(name, f"must be a single text, found shape {values.shape}")
+    if values.dtype.kind != "U":
+        raise archive.error(name, f"must be text (numpy 'U'), found {values.dtype}")
+    texts = tuple(str(value) for value in values.ravel())
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise archive.error(name, "holds characters that are no valid Unicode") from error
+    return texts
+
+
+def _abbreviate(values: NDArray[Any]) -> str:
+    return np.array2string(values, threshold=6, edgeitems=3)
