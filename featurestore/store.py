@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 from featurestore.errors import StoreError, StoreNotFoundError
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, EMBEDDINGS, HIDDEN_STATES, SCHEMA_VERSION, Extraction, __version__
 
+import numpy as np
+
 if TYPE_CHECKING:
     import xarray as xr
     import zarr
+    from numpy.typing import NDArray
 
 Root = dict[str, Any]
 """The parsed root ``zarr.json``."""
@@ -78,16 +81,19 @@ def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
     >>> ds = open_store("stores/dishonesty.zarr")  # doctest: +SKIP
     >>> ds.hidden_states.sel(layer=12, token=-1)  # doctest: +SKIP
     """
+    import dask.array as da
     import xarray as xr
 
     path = Path(path)
     root = read_root(path)
     ds = xr.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+    ds = ds.isel(token=slice(None, None, -1))
     ds["average_l0"].load()
     for name in (*ARRAY_DIMS, "fragment"):
-        ds[name] = ds[name].chunk(_dask_chunks(root, name))
-    # Reversed by dask and not before it: xarray cannot take an empty slice of a reversed lazy array.
-    return ds.isel(token=slice(None, None, -1))
+        tokens = _ReadingOrder(open_array(path, root, name))
+        chunks = tuple(max(1, min(sizes)) for sizes in zip(tokens.shape, chunk_shape(root, name), strict=True))
+        ds[name] = ds[name].dims, da.from_array(tokens, chunks)
+    return ds
 
 
 def is_store(path: Path) -> bool:
@@ -186,7 +192,6 @@ def new_root(extraction: Extraction, max_tokens: int) -> Root:
     max_tokens : int
         Length of the longest sentence, as far as it is known.
     """
-    import numpy as np
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
@@ -245,8 +250,28 @@ def new_root(extraction: Extraction, max_tokens: int) -> Root:
     return root
 
 
-def _dask_chunks(root: Root, name: str) -> dict[str, int]:
-    """One dask chunk is one file of the array: for the data, a batch of sentences at one token."""
-    dims = array_metadata(root)[name]["dimension_names"]
-    sizes = dim_sizes(root)
-    return {dim: max(1, min(size, sizes[dim])) for dim, size in zip(dims, chunk_shape(root, name), strict=True)}
+class _ReadingOrder:
+    """A Zarr array whose tokens, its second dim, are turned round: on disk the final one comes first.
+
+    Takes what dask asks for: a slice, an integer or a list for each dim, empty ones too (which xarray's own lazy
+    reversal cannot take).
+    """
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self._array = array
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        rows, tokens, *rest = key
+        on_disk = range(self.shape[1])[::-1]
+        if not isinstance(tokens, slice):
+            token = on_disk[tokens] if isinstance(tokens, int) else [on_disk[i] for i in tokens]
+            return self._read((rows, token, *rest))
+        forward = on_disk[tokens][::-1]
+        values = self._read((rows, slice(forward.start, forward.stop, forward.step) if forward else slice(0), *rest))
+        return np.flip(values, axis=0 if isinstance(rows, int) else 1)
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        basic = all(isinstance(part, int | slice) for part in key)
+        values: NDArray[Any] = self._array[key] if basic else self._array.oindex[key]
+        return values

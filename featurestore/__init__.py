@@ -1,0 +1,83 @@
+"""A store of language-model activations, labelled by xarray and kept in Zarr, and datasets built from it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from featurestore.schema import __version__
+
+if TYPE_CHECKING:
+    from featurestore.datasets import Dataset, load_dataset
+    from featurestore.errors import (
+        DatasetError,
+        FeatureStoreError,
+        NonFiniteError,
+        NpzError,
+        ParameterError,
+        SelectionError,
+        SourceError,
+        StoreBusyError,
+        StoreError,
+        StoreNotFoundError,
+    )
+    from featurestore.inspection import info
+    from featurestore.normalize import Normalization
+    from featurestore.pipeline import build, ingest
+    from featurestore.store import open_store
+    from featurestore.strategies import Selection, strategies, strategy
+
+_HOMES = {
+    "datasets": ["Dataset", "load_dataset"],
+    "errors": [
+        "DatasetError",
+        "FeatureStoreError",
+        "NonFiniteError",
+        "NpzError",
+        "ParameterError",
+        "SelectionError",
+        "SourceError",
+        "StoreBusyError",
+        "StoreError",
+        "StoreNotFoundError",
+    ],
+    "inspection": ["info"],
+    "normalize": ["Normalization"],
+    "pipeline": ["build", "ingest"],
+    "store": ["open_store"],
+    "strategies": ["Selection", "strategies", "strategy"],
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Dataset",
+    "DatasetError",
+    "FeatureStoreError",
+    "NonFiniteError",
+    "Normalization",
+    "NpzError",
+    "ParameterError",
+    "Selection",
+    "SelectionError",
+    "SourceError",
+    "StoreBusyError",
+    "StoreError",
+    "StoreNotFoundError",
+    "__version__",
+    "build",
+    "info",
+    "ingest",
+    "load_dataset",
+    "open_store",
+    "strategies",
+    "strategy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name's module when it is first used: `import featurestore` and ``--help`` stay fast."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,209 @@
+"""Dataset NPZs, as the training stage reads them: X, y, how they came about, and how X was normalized."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.errors import DatasetError, NpzError
+from featurestore.normalize import PARAMETERS, Normalization
+from featurestore.npz import Archive
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from numpy.typing import NDArray
+
+_WINDOW_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training dataset: n sentences, d columns.
+
+    Attributes
+    ----------
+    data : ndarray or dask.array.Array, (n, d) float32
+        X, computed or still lazy.
+    y : ndarray, (n,)
+        int64 labels or float32 activations.
+    metadata : mapping of str to ndarray
+        Where it came from; in the file each name starts with ``meta_``.
+    normalization : Normalization
+        How X came from the raw values.
+    """
+
+    data: NDArray[np.float32] | da.Array
+    y: NDArray[Any]
+    metadata: Mapping[str, NDArray[Any]]
+    normalization: Normalization
+
+    @cached_property
+    def X(self) -> NDArray[np.float32]:  # noqa: N802
+        """Normalized inputs, (n, d) float32; computed at the first use and kept."""
+        return np.asarray(self.data)
+
+    def transform(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        """Normalize other raw values as X was, (..., d) to float32."""
+        return self.normalization.transform(raw)
+
+    def inverse(self, normalized: NDArray[Any]) -> NDArray[np.float32]:
+        """Return normalized values to raw ones, (..., d) to float32."""
+        return self.normalization.inverse(normalized)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the dataset, in windows of rows, so that X never has to fit in memory.
+
+        The file appears under its name only when it is complete. The same dataset gives the same bytes.
+
+        Parameters
+        ----------
+        path : path-like
+            Ends in ``.npz``.
+        overwrite : bool
+            Replace a file that has other content.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        DatasetError
+            If `path` holds something else already and `overwrite` is false.
+        OSError
+            If the disk is full or the folder cannot be written.
+        """
+        path = check_output(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _unnamed_file(path.parent) as (file, source):
+            with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+                with _member(archive, "X") as member:
+                    np.lib.format.write_array_header_1_0(
+                        member, {"descr": "<f4", "fortran_order": False, "shape": self.data.shape}
+                    )
+                    for window in self._windows():
+                        member.write(memoryview(window).cast("B") if window.size else b"")
+                for name, array in self._small_arrays().items():
+                    with _member(archive, name) as member:
+                        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+            _publish(source, path, overwrite)
+        return path
+
+    def _windows(self) -> Iterator[NDArray[np.float32]]:
+        n, d = self.data.shape
+        rows = max(1, _WINDOW_BYTES // (4 * max(1, d)))
+        for start in range(0, n, rows):
+            yield np.ascontiguousarray(self.data[start : start + rows])
+
+    def _small_arrays(self) -> dict[str, NDArray[Any]]:
+        normalization = self.normalization
+        return {
+            "y": self.y,
+            **{f"meta_{name}": value for name, value in self.metadata.items()},
+            "norm_method": np.array(normalization.method),
+            **{f"norm_{name}": normalization.parameters[name] for name in PARAMETERS[normalization.method]},
+        }
+
+
+def load_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Read a dataset file. Nothing in it is unpickled.
+
+    Parameters
+    ----------
+    path : path-like
+        A dataset as `build` wrote it.
+
+    Returns
+    -------
+    Dataset
+        In memory.
+
+    Raises
+    ------
+    NpzError
+        If the file is damaged, or is no such dataset.
+    """
+    path = Path(path)
+    with Archive(path) as archive:
+        arrays = {name: archive.array(name, max_bytes=path.stat().st_size) for name in archive.names}
+    method = str(arrays.get("norm_method"))
+    expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS.get(method, ("method",)))]
+    if missing := [name for name in expected if name not in arrays]:
+        raise NpzError(f"{path}: is no dataset of featurestore: missing {', '.join(missing)}; build it again")
+    return Dataset(
+        arrays["X"],
+        arrays["y"],
+        {name.removeprefix("meta_"): value for name, value in arrays.items() if name.startswith("meta_")},
+        Normalization(method, {name: arrays[f"norm_{name}"] for name in PARAMETERS[method]}),
+    )
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Refuse a path that no dataset can be written to.
+
+    Raises
+    ------
+    DatasetError
+        If it does not end in ``.npz``, or is a folder.
+    """
+    path = Path(path)
+    if path.suffix != ".npz" or path.is_dir():
+        raise DatasetError(f"{path}: expected a file name that ends in .npz; choose another output")
+    return path
+
+
+@contextmanager
+def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
+    """Open a member for writing, stored and dated 1980, as `numpy.savez` does."""
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        yield member
+
+
+@contextmanager
+def _unnamed_file(folder: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """Open a file in `folder` that has no name yet, where the system can, so that a kill leaves nothing behind."""
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except (AttributeError, OSError):  # not Linux, or a file system without unnamed files
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial") as file:
+            yield file, file.name
+    else:
+        with os.fdopen(fd, "w+b") as file:
+            yield file, f"/proc/self/fd/{fd}"
+
+
+def _publish(source: str, path: Path, overwrite: bool) -> None:
+    """Give a complete file its name, at once."""
+    try:
+        _link(source, path)
+        return
+    except FileExistsError:
+        if filecmp.cmp(source, path, shallow=False):
+            return
+    if not overwrite:
+        raise DatasetError(f"{path}: exists with other content; choose another output, or replace it with --overwrite")
+    named = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _link(source, named)
+    named.replace(path)
+
+
+def _link(source: str, path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # With a folder given this is linkat, which unlike link follows the /proc link of an unnamed file.
+        os.link(source, path.name, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
