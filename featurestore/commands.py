@@ -39,7 +39,7 @@ class Boundary(click.Group):
         try:
             return super().invoke(ctx)
         except ParameterError as error:
-            raise click.UsageError(plain(str(error)), ctx) from error
+            raise click.UsageError(plain(str(error))) from error
         except FeatureStoreError as error:
             raise click.ClickException(plain(str(error))) from error
         except OSError as error:
