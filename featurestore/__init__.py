@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.schema import __version__
 
 if TYPE_CHECKING:
+    from featurestore.building import build
     from featurestore.datasets import Dataset, load_dataset
     from featurestore.errors import (
         DatasetError,
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
         StoreError,
         StoreNotFoundError,
     )
+    from featurestore.ingestion import ingest
     from featurestore.inspection import info
     from featurestore.normalize import Normalization
-    from featurestore.pipeline import build, ingest
     from featurestore.store import open_store
     from featurestore.strategies import Selection, strategies, strategy
 
 _HOMES = {
+    "building": ["build"],
     "datasets": ["Dataset", "load_dataset"],
     "errors": [
         "DatasetError",
@@ -39,9 +41,9 @@ _HOMES = {
         "StoreError",
         "StoreNotFoundError",
     ],
+    "ingestion": ["ingest"],
     "inspection": ["info"],
     "normalize": ["Normalization"],
-    "pipeline": ["build", "ingest"],
     "store": ["open_store"],
     "strategies": ["Selection", "strategies", "strategy"],
 }

@@ -116,7 +116,9 @@ def strategy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, option in reversed(options.items()):
         kind = str if option.type is Layers else option.type
         text = f"{option.help} [{', '.join(takers[name])}]"
-        command = click.option(option.flag, name, type=kind, help=text, metavar="SPEC" if kind is str else None)(command)
+        command = click.option(option.flag, name, type=kind, help=text, metavar="SPEC" if kind is str else None)(
+            command
+        )
     return command
 
 
@@ -140,11 +142,11 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
     Sentences that are there already are skipped, so the same command also goes on after an interruption and appends
     new sentences.
     """
-    from featurestore import pipeline
+    from featurestore import ingestion
 
     with Progress() as progress:
-        done = pipeline.ingest(
-            folder, store or pipeline.store_path(folder), skip_bad=skip_bad, wait=wait, progress=progress
+        done = ingestion.ingest(
+            folder, store or ingestion.store_path(folder), skip_bad=skip_bad, wait=wait, progress=progress
         )
     click.echo(
         plain(
@@ -187,17 +189,17 @@ def build(
     **parameters: Any,
 ) -> None:
     """Build a dataset NPZ from the final tokens of a store."""
-    from featurestore import pipeline
+    from featurestore import building, ingestion
     from featurestore.datasets import check_output
 
     strategies()[strategy].parameters(parameters)
     if output:
         check_output(output)
     with Progress() as progress:
-        store = pipeline.find_store(source, wait=wait, progress=progress)
+        store = ingestion.find_store(source, wait=wait, progress=progress)
     given = {name: value for name, value in parameters.items() if value is not None}
-    output = output or pipeline.default_output(store, strategy, normalize, given)
-    dataset = pipeline.build(
+    output = output or building.default_output(store, strategy, normalize, given)
+    dataset = building.build(
         store,
         strategy,
         normalize=normalize,

@@ -13,7 +13,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,15 @@ import numpy as np
 import zarr
 
 from featurestore.errors import StoreBusyError, StoreError
-from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, EMBEDDINGS, HIDDEN_STATES, Extraction, Sentence, Skipped
+from featurestore.schema import (
+    ACTIVATIONS,
+    ARRAY_DIMS,
+    EMBEDDINGS,
+    HIDDEN_STATES,
+    Extraction,
+    Sentence,
+    Skipped,
+)
 from featurestore.store import (
     ROOT,
     SENTENCE_COORDS,
@@ -33,6 +41,7 @@ from featurestore.store import (
     dim_sizes,
     new_root,
     open_array,
+    read_coord,
     read_root,
     resized,
 )
@@ -115,24 +124,31 @@ def exclusive(path: Path, wait: bool) -> Iterator[None]:
     StoreBusyError
         If another process holds it and `wait` is false.
     """
+    missing = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.with_name(f"{path.name}.lock")
-    lock = filelock.FileLock(
-        lock_path,
-        fallback_to_soft=False,
-        preserve_lock_file=True,
-        on_acquired=lambda fd: os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0) and None,
-    )
+    lock = filelock.FileLock(lock_path, fallback_to_soft=False, preserve_lock_file=True, on_acquired=_sign)
+    holder = "another process"
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
-        holder = lock_path.read_text(errors="replace").partition("\n")[0] or "another process"
-        raise StoreBusyError(f"{path}: is being written by {holder}; try again later, or wait for it with --wait") from None
+        with suppress(FileNotFoundError):
+            holder = lock_path.read_text(errors="replace")
+        raise StoreBusyError(f"{path}: is being written by {holder}; try again later, or use --wait") from None
     try:
         yield
     finally:
         lock_path.unlink(missing_ok=True)  # whoever waits notices, and locks a new file
         lock.release()
+        for parent in missing:
+            with suppress(OSError):  # it holds something now
+                parent.rmdir()
+
+
+def _sign(fd: int) -> None:
+    """Write into the lock file who holds it."""
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 class Writer:
@@ -173,7 +189,7 @@ class Writer:
             "average_l0": extraction.average_l0s,
             "feature": range(extraction.features),
         }.items():
-            open_array(path, root, name)[:] = np.array(values)
+            open_array(path, root, name, writable=True)[:] = np.array(values)
         _flush(path)
         _replace(path / ROOT, _json(root))
         _fsync(path.parent)
@@ -192,8 +208,7 @@ class Writer:
 
     def coord(self, name: str) -> NDArray[Any]:
         """Committed values of a coordinate along `sentence`."""
-        values: NDArray[Any] = open_array(self.path, self.root, name)[:]
-        return values
+        return read_coord(self.path, self.root, name)
 
     def append(self, batch: Sequence[Staged]) -> None:
         """Write and commit at most `room` sentences.
@@ -272,9 +287,9 @@ class _Append:
             fragments[row, : len(staged.fragments)] = staged.fragments[::-1]
         self._write_coord("fragment", fragments)
         if self.tokens > self.old_tokens:
-            open_array(self.path, self.future, "token")[:] = -1 - np.arange(self.tokens)
+            open_array(self.path, self.future, "token", writable=True)[:] = -1 - np.arange(self.tokens)
 
-        kept = open_array(self.path, self.root, "n_tokens")[self.first : self.old]
+        kept = read_coord(self.path, self.root, "n_tokens")[self.first :]
         longest = max(*kept, *(len(staged.nonzero) for staged in self.batch), 0)
         lanes = min(MAX_LANES, os.cpu_count() or 1)
         with ThreadPoolExecutor(lanes) as pool:
@@ -292,10 +307,10 @@ class _Append:
         first = self.old - self.old % rows
         whole = np.zeros((self.new - first, *values.shape[1:]), values.dtype)
         if first < self.old:
-            kept = open_array(self.path, self.root, name)[first : self.old]
+            kept = np.asarray(open_array(self.path, self.root, name)[first : self.old])
             whole[tuple(map(slice, kept.shape))] = kept
         whole[self.old - first :] = values
-        open_array(self.path, self.future, name)[first : self.new] = whole
+        open_array(self.path, self.future, name, writable=True)[first : self.new] = whole
 
     def _write_tokens(self, tokens: Sequence[int]) -> None:
         """Write the shards of some tokens, in ascending order, of all three arrays."""
@@ -343,7 +358,7 @@ class _Append:
             kept[...] = old[self.first : self.old, token, layers] if token < self.old_tokens else np.nan
 
     def _handles(self, name: str) -> tuple[zarr.Array[Any], zarr.Array[Any]]:
-        return open_array(self.path, self.root, name), open_array(self.path, self.future, name)
+        return open_array(self.path, self.root, name), open_array(self.path, self.future, name, writable=True)
 
 
 def _entries(folder: Path) -> list[Path]:

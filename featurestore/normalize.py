@@ -108,7 +108,7 @@ def fit(method: str, X: da.Array) -> Normalization:
     Normalization
         A constant column has its value as mean and 1 as std, so that it comes out as exactly 0.
     """
-    import dask
+    from dask.base import compute
 
     values = X.astype(np.float64)
     statistics: dict[str, Any] = {}
@@ -116,7 +116,7 @@ def fit(method: str, X: da.Array) -> Normalization:
         statistics = {"min": values.min(axis=0), "max": values.max(axis=0)}
     if method == "standardize":
         statistics |= {"mean": values.mean(axis=0), "std": values.std(axis=0)}
-    (computed,) = dask.compute(statistics)
+    (computed,) = compute(statistics)
     if method == "standardize":
         constant = computed["min"] == computed["max"]
         computed["mean"] = np.where(constant, computed["min"], computed["mean"])

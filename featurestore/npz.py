@@ -116,8 +116,9 @@ class Archive:
                 raise self.error(name, f"is damaged (inflating: {error})") from error
         if len(data) != member.file_size or deflate.crc32(data) != member.CRC:
             raise self.error(name, "fails its CRC-32 check: the file is damaged; extract this sentence again")
-        order = "F" if header.fortran_order else "C"
-        array = np.ndarray(header.shape, header.dtype, data, header.offset, order=order)
+        array: NDArray[Any] = np.ndarray(
+            header.shape, header.dtype, data, header.offset, order="F" if header.fortran_order else "C"
+        )
         return array.astype(header.dtype.newbyteorder("="), copy=False)
 
     def _directory(self) -> dict[str, zipfile.ZipInfo]:
@@ -125,7 +126,14 @@ class Archive:
             with zipfile.ZipFile(self._file) as archive:
                 members = archive.infolist()
             self._size = self._file.seek(0, io.SEEK_END)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, OverflowError) as error:
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            ValueError,
+            EOFError,
+            struct.error,
+            OverflowError,
+        ) as error:
             raise NpzError(
                 f"{self.path}: expected an NPZ (zip) archive, found something else or a truncated file ({error}); "
                 "write it again"
@@ -172,7 +180,15 @@ class Archive:
             version = np.lib.format.read_magic(stream)
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, fortran_order, dtype = read(stream)
-        except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            SyntaxError,
+            RecursionError,
+            MemoryError,
+            OverflowError,
+        ) as error:
             raise self.error(name, "has no valid npy header: the file is damaged") from error
         if dtype.hasobject:
             raise self.error(name, "holds pickled objects, which are never loaded; save plain numbers or text")

@@ -16,7 +16,15 @@ import numpy as np
 
 from featurestore.errors import NpzError, SourceError
 from featurestore.npz import Archive
-from featurestore.schema import ACTIVATIONS, EMBEDDINGS, HIDDEN_STATES, Extraction, Sentence, SentenceFile, Skipped
+from featurestore.schema import (
+    ACTIVATIONS,
+    EMBEDDINGS,
+    HIDDEN_STATES,
+    Extraction,
+    Sentence,
+    SentenceFile,
+    Skipped,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,10 +14,18 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import StoreError, StoreNotFoundError
-from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, EMBEDDINGS, HIDDEN_STATES, SCHEMA_VERSION, Extraction, __version__
-
 import numpy as np
+
+from featurestore.errors import StoreError, StoreNotFoundError
+from featurestore.schema import (
+    ACTIVATIONS,
+    ARRAY_DIMS,
+    EMBEDDINGS,
+    HIDDEN_STATES,
+    SCHEMA_VERSION,
+    Extraction,
+    __version__,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -86,7 +94,7 @@ def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
 
     path = Path(path)
     root = read_root(path)
-    ds = xr.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+    ds: xr.Dataset = xr.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
     ds = ds.isel(token=slice(None, None, -1))
     ds["average_l0"].load()
     for name in (*ARRAY_DIMS, "fragment"):
@@ -110,7 +118,7 @@ def read_root(path: Path) -> Root:
         As `open_store`.
     """
     try:
-        root = json.loads((path / ROOT).read_bytes())
+        root: Root = json.loads((path / ROOT).read_bytes())
         version = root["attributes"]["featurestore_schema"]
         root["consolidated_metadata"]["metadata"]
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -153,8 +161,7 @@ def resized(root: Root, sentences: int, tokens: int) -> Root:
         name: metadata
         | {
             "shape": [
-                new.get(dim, size)
-                for dim, size in zip(metadata["dimension_names"], metadata["shape"], strict=True)
+                new.get(dim, size) for dim, size in zip(metadata["dimension_names"], metadata["shape"], strict=True)
             ]
         }
         for name, metadata in array_metadata(root).items()
@@ -162,18 +169,23 @@ def resized(root: Root, sentences: int, tokens: int) -> Root:
     return root | {"consolidated_metadata": root["consolidated_metadata"] | {"metadata": arrays}}
 
 
-def open_array(path: Path, root: Root, name: str) -> zarr.Array[Any]:
+def open_array(path: Path, root: Root, name: str, *, writable: bool = False) -> zarr.Array[Any]:
     """Return a handle on an array with the shape that `root` says, whatever is committed on disk."""
     import zarr
     from zarr.storage import LocalStore, StorePath
 
-    return zarr.Array.from_dict(StorePath(LocalStore(path), name), array_metadata(root)[name])
+    return zarr.Array.from_dict(StorePath(LocalStore(path, read_only=not writable), name), array_metadata(root)[name])
+
+
+def read_coord(path: Path, root: Root, name: str) -> NDArray[Any]:
+    """Read a coordinate whole."""
+    return np.asarray(open_array(path, root, name)[:])
 
 
 def extraction_of(path: Path, root: Root) -> Extraction:
     """What all sentences of a store share."""
     sizes = dim_sizes(root)
-    layers, average_l0s = (open_array(path, root, name)[:].tolist() for name in ("layer", "average_l0"))
+    layers, average_l0s = (read_coord(path, root, name).tolist() for name in ("layer", "average_l0"))
     dtypes = tuple(array_metadata(root)[name]["data_type"] for name in ARRAY_DIMS)
     return Extraction(tuple(layers), tuple(average_l0s), sizes["hidden"], sizes["feature"], dtypes)
 
@@ -246,7 +258,9 @@ def new_root(extraction: Extraction, max_tokens: int) -> Root:
         ):
             create(name, ARRAY_DIMS[name], dtypes[name], chunks, shards=shards, **nan)
         zarr.consolidate_metadata(store)
-    root: Root = json.loads(store.get_sync(ROOT).to_bytes())
+    buffer = store.get_sync(ROOT)
+    assert buffer is not None  # just written
+    root: Root = json.loads(buffer.to_bytes())
     return root
 
 
@@ -273,5 +287,4 @@ class _ReadingOrder:
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         basic = all(isinstance(part, int | slice) for part in key)
-        values: NDArray[Any] = self._array[key] if basic else self._array.oindex[key]
-        return values
+        return np.asarray(self._array[key] if basic else self._array.oindex[key])

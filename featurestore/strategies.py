@@ -216,7 +216,7 @@ def final(array: xr.DataArray, **positions: int | slice) -> xr.DataArray:
 
     All in one step, because dask merges one selection with the reading of a chunk, but not always two.
     """
-    return array.isel(token=array.get_index("token").get_loc(FINAL_TOKEN), **positions)
+    return array.isel({"token": array.get_index("token").get_loc(FINAL_TOKEN), **positions})
 
 
 def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> xr.DataArray:

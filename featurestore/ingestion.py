@@ -1,8 +1,7 @@
-"""The two verbs: `ingest` sentences into a store, `build` a dataset from it."""
+"""From a folder of sentence NPZs to a store that holds them."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,32 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from featurestore import commit, sentences
 from featurestore.commit import Staged, Writer
-from featurestore.errors import NonFiniteError, NpzError, SelectionError, SourceError, StoreError, StoreNotFoundError
+from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError
 from featurestore.npz import Archive
-from featurestore.schema import ACTIVATIONS, HIDDEN_STATES, SCHEMA_VERSION, SentenceFile, Skipped, __version__
-from featurestore.store import extraction_of, is_store, open_store
-from featurestore.strategies import Selection, format_layers, get_strategy
-
-if TYPE_CHECKING:
-    import dask.array as da
-    import xarray as xr
-    from numpy.typing import NDArray
-
-    from featurestore.datasets import Dataset
+from featurestore.schema import SentenceFile, Skipped
+from featurestore.store import extraction_of, is_store
 
 logger = logging.getLogger(__name__)
 
 STORES = Path("stores")
-DATASETS = Path("generated_datasets")
-
-IN_MEMORY_BYTES = 256 << 20
-"""Raw inputs up to this size are read once and kept while a dataset is built; larger ones are read once a pass."""
 
 MAX_READERS = 4
 """Threads that read sentences; each holds one sentence's dense activations."""
@@ -132,7 +116,9 @@ def _sync(
         if not skip_bad and any(entry.file not in recorded for entry in bad):
             raise SourceError(_describe(source, bad, len(paths)))
         if not files and writer is None:
-            raise SourceError(f"{source}: no file can be used, so no store was made\n{_describe(source, bad, len(paths))}")
+            raise SourceError(
+                f"{source}: no file can be used, so no store was made\n{_describe(source, bad, len(paths))}"
+            )
         if writer is None:
             writer = Writer.create(store, files[0].extraction, max(file.n_tokens for file in files))
         try:
@@ -141,7 +127,7 @@ def _sync(
         except BaseException:
             writer.discard()
             raise
-    skipped = tuple([*bad, *damaged])
+    skipped = (*bad, *damaged)
     for entry in skipped:
         logger.warning("left out %s: %s", source / entry.file, entry.reason)
     return Ingested(store, len(files) - len(damaged), present, skipped, writer.n_sentences)
@@ -160,7 +146,7 @@ def _plan(
         done += 1
         progress("checking files", done, len(paths))
 
-    new, present, bad = [], 0, []
+    new, present = [], 0
     for path in paths:
         try:
             with Archive(path) as archive:
@@ -194,6 +180,7 @@ def _append(
 ) -> list[Skipped]:
     """Append files batch by batch; return those whose data turned out to be damaged."""
     damaged: list[Skipped] = []
+    nonfinite: dict[str, int] = {}
 
     def load(file: SentenceFile) -> Staged | Skipped:
         try:
@@ -214,12 +201,19 @@ def _append(
                     damaged.append(result)
                 else:
                     batch.append(result)
+                    if count := result.coords["n_nonfinite"]:
+                        nonfinite[str(result.coords["source"])] = int(count)
                 progress("ingesting", done, len(files))
             if batch:
                 writer.append(batch)
-    for file in files:
-        if file.n_after_final:
-            logger.warning("%s: left out %d fragments after the final token", file.path, file.n_after_final)
+    if nonfinite:
+        logger.warning(
+            "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with --drop-nonfinite",
+            sum(nonfinite.values()),
+            _some(list(nonfinite)),
+        )
+    if longer := [file.path.name for file in files if file.n_after_final]:
+        logger.warning("left out the fragments after the final token in %s", _some(longer))
     return damaged
 
 
@@ -236,8 +230,14 @@ def _in_order(
             future.cancel()
 
 
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)} files ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+
+
 def _describe(source: Path, bad: Sequence[Skipped], n_files: int) -> str:
-    lines = [f"{source}: {len(bad)} of {n_files} files cannot be ingested; nothing was written (--skip-bad leaves them out)"]
+    lines = [
+        f"{source}: {len(bad)} of {n_files} files cannot be ingested; nothing was written (--skip-bad leaves them out)"
+    ]
     return "\n".join([*lines, *(f"  {source / entry.file}: {entry.reason}" for entry in bad)])
 
 
@@ -267,150 +267,3 @@ def find_store(source: PathLike, *, wait: bool = False, progress: Progress = lam
     if others := done.n_sentences - done.added - done.present:
         logger.warning("%s also holds %d sentences that are not in %s; they are used, too", store, others, source)
     return store
-
-
-def build(
-    store: PathLike,
-    strategy: str,
-    *,
-    normalize: str = "standardize",
-    output: PathLike | None = None,
-    overwrite: bool = False,
-    drop_nonfinite: bool = False,
-    **parameters: Any,
-) -> Dataset:
-    """Build one dataset from the final tokens of a store.
-
-    Parameters
-    ----------
-    store : path-like
-        The store.
-    strategy : str
-        A registered strategy, such as ``"hidden-to-concept"``.
-    normalize : str
-        ``"standardize"``, ``"minmax"`` or ``"none"``.
-    output : path-like, optional
-        Where to write the dataset; without it nothing is written.
-    overwrite : bool
-        Replace an `output` that has other content.
-    drop_nonfinite : bool
-        Leave out sentences with NaN or infinity in X or y, and record them, instead of refusing.
-    **parameters
-        The strategy's options, such as ``layers="0-2,10"``.
-
-    Returns
-    -------
-    Dataset
-        Its `X` is lazy until it is used; `y`, the metadata and the fitted normalization are computed.
-
-    Raises
-    ------
-    ParameterError
-        If an option is unknown, missing, contradictory or unreadable.
-    SelectionError
-        If the store lacks the layer, feature or SAE, or has no sentence.
-    NonFiniteError
-        If X or y have NaN or infinite values and `drop_nonfinite` is false, or no sentence is left.
-    DatasetError
-        If `output` exists with other content and `overwrite` is false.
-    StoreError
-        If `store` is not a store.
-    """
-    import dask.array as da
-
-    from featurestore import datasets, normalize as normalization
-
-    normalization.check_method(normalize)
-    if output is not None:
-        datasets.check_output(output)
-    chosen = get_strategy(strategy)
-    arguments = chosen.parameters(parameters)
-    ds = open_store(store)
-    if ds.sizes["sentence"] == 0:
-        raise SelectionError(f"{store}: holds no sentences yet; ingest some first")
-    selection = chosen.select(ds, **arguments)
-    X, y = _inputs(selection), selection.y.data
-    rows, dropped, X = _finite_rows(X, y, ds["sentence"].values, drop_nonfinite)
-    fitted = normalization.fit(normalize, X)
-    labels = np.asarray(y)[rows]
-    dataset = datasets.Dataset(
-        da.map_blocks(fitted.transform, X, dtype=np.float32, meta=np.empty((0, 0), np.float32)),
-        labels.astype(np.int64 if labels.dtype.kind in "iu" else np.float32),
-        _metadata(Path(store), strategy, ds, selection, X.shape[1], rows, dropped),
-        fitted,
-    )
-    if output is not None:
-        dataset.save(output, overwrite=overwrite)
-    return dataset
-
-
-def default_output(store: PathLike, strategy: str, normalize: str, parameters: dict[str, Any]) -> Path:
-    """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its parameters>.npz``."""
-    arguments = get_strategy(strategy).parameters(parameters)
-    words = [strategy]
-    for name, value in arguments.items():
-        words.append(f"{name.replace('_', '-')}-{format_layers(value) if isinstance(value, tuple) else value}")
-    return DATASETS / Path(store).resolve().stem / f"{'_'.join([*words, normalize])}.npz"
-
-
-def _inputs(selection: Selection) -> da.Array:
-    """Flatten X to 2-D, one dask chunk wide, and keep it in memory if it is small."""
-    X = selection.X.data
-    X = X.rechunk(dict.fromkeys(range(1, X.ndim), -1)).reshape(len(X), -1)
-    return X.persist() if X.nbytes <= IN_MEMORY_BYTES else X
-
-
-def _finite_rows(
-    X: da.Array, y: da.Array | NDArray[Any], sentence: NDArray[np.int64], drop: bool
-) -> tuple[NDArray[np.intp], NDArray[np.int64], da.Array]:
-    """Return the rows to use, the sentences dropped, and X of these rows."""
-    import dask.array as da
-
-    finite = da.isfinite(X).all(axis=1).compute() & np.isfinite(np.asarray(y))
-    bad = sentence[~finite]
-    if len(bad) == 0:
-        return np.arange(len(finite)), bad, X
-    some = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-    found = f"{len(bad)} of {len(finite)} sentences have NaN or infinite values (sentence_index {some})"
-    if not drop:
-        raise NonFiniteError(f"{found}, which no dataset may hold; leave them out with --drop-nonfinite")
-    if len(bad) == len(finite):
-        raise NonFiniteError(f"{found}, so none is left; extract them again in float32")
-    rows = np.flatnonzero(finite)
-    return rows, bad, X[rows]
-
-
-def _metadata(
-    store: Path,
-    strategy: str,
-    ds: xr.Dataset,
-    selection: Selection,
-    width: int,
-    rows: NDArray[np.intp],
-    dropped: NDArray[np.int64],
-) -> dict[str, NDArray[Any]]:
-    X, y = selection.X, selection.y
-    used = ds[["sentence", "source_digest"]].isel(sentence=rows)
-    content = zip(used["sentence"].values.tolist(), used["source_digest"].values.tolist(), strict=True)
-    metadata: dict[str, Any] = {
-        "strategy": strategy,
-        "input_source": X.name,
-        "input_layers": np.atleast_1d(X["layer"].values) if X.name == HIDDEN_STATES else np.array([], np.int64),
-        "input_dims": width,
-        "n_samples": len(rows),
-        "sentence_indices": used["sentence"].values,
-    }
-    if y.name == ACTIVATIONS:
-        metadata |= {
-            "target_layer": y["layer"].values,
-            "target_feature": y["feature"].values,
-            "average_l0": y["average_l0"].values,
-        }
-    metadata |= {
-        "store": store.resolve().stem,
-        "schema_version": SCHEMA_VERSION,
-        "featurestore_version": __version__,
-        "sentences_digest": hashlib.sha256(repr(list(content)).encode()).hexdigest(),
-        "dropped_sentence_indices": dropped,
-    }
-    return {name: np.asarray(value) for name, value in metadata.items()}
