@@ -14,22 +14,19 @@ import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
-import zarr
 
+from featurestore.batch import Batch, Staged
 from featurestore.errors import StoreBusyError, StoreError
 from featurestore.schema import (
     ACTIVATIONS,
     ARRAY_DIMS,
-    EMBEDDINGS,
-    HIDDEN_STATES,
     Extraction,
-    Sentence,
     Skipped,
 )
 from featurestore.store import (
@@ -43,7 +40,6 @@ from featurestore.store import (
     open_array,
     read_coord,
     read_root,
-    resized,
 )
 
 if TYPE_CHECKING:
@@ -51,68 +47,6 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 """Suffix of files being written, here and in Zarr's LocalStore."""
-
-MAX_LANES = 4
-"""Threads that write shards; each holds one dense shard of activations, at most 128 MiB."""
-
-_ZARR_CONFIG = {
-    # Not per-chunk coroutines: a third of the writing time, measured on two cores.
-    "codec_pipeline.path": "zarr.core.codec_pipeline.FusedCodecPipeline",
-    # Every chunk written holds a sentence, so looking for empty ones is a wasted pass.
-    "array.write_empty_chunks": True,
-}
-
-NonZeros = tuple["NDArray[np.intp]", "NDArray[np.floating]"]
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A sentence ready to be written, small enough to hold a batch of them.
-
-    Attributes
-    ----------
-    coords : dict
-        Its value of each coordinate in `SENTENCE_COORDS`.
-    fragments : tuple of str
-        In reading order.
-    dense : dict of ndarray
-        `embeddings` (T, H) and `hidden_states` (T, L, H), final token first.
-    nonzero : list of (positions, values)
-        For each token, final one first: the non-zero activations, and where they are in a flat (L, F) array.
-    """
-
-    coords: dict[str, int | str]
-    fragments: tuple[str, ...]
-    dense: dict[str, NDArray[np.floating]]
-    nonzero: list[NonZeros]
-
-
-def stage(sentence: Sentence) -> Staged:
-    """Turn tokens round and keep the non-zero activations only."""
-    activations = np.swapaxes(sentence.activations, 0, 1)[::-1]
-    nonzero = [_nonzero(token) for token in activations]
-    dense = {
-        EMBEDDINGS: sentence.embeddings[::-1],
-        HIDDEN_STATES: np.swapaxes(sentence.hidden_states, 0, 1)[::-1],
-    }
-    everything = [*dense.values(), *(values for _, values in nonzero)]
-    coords: dict[str, int | str] = {
-        "sentence": sentence.file.sentence_index,
-        "label": sentence.label,
-        "n_tokens": sentence.file.n_tokens,
-        "n_nonfinite": sum(array.size - int(np.count_nonzero(np.isfinite(array))) for array in everything),
-        "text": sentence.text,
-        "source": sentence.file.path.name,
-        "source_digest": sentence.file.digest,
-    }
-    return Staged(coords, sentence.fragments, dense, nonzero)
-
-
-def _nonzero(token: NDArray[np.floating]) -> NonZeros:
-    flat = token.ravel()
-    # Bits rather than values: -0.0 is kept, and comparing integers is faster.
-    positions = np.flatnonzero(flat.view(f"u{flat.itemsize}") != 0)
-    return positions, flat[positions]
 
 
 @contextmanager
@@ -215,10 +149,11 @@ class Writer:
 
         On any error, what was committed before stays as it was.
         """
-        with zarr.config.set(_ZARR_CONFIG):
-            _Append(self.path, self.root, batch).write()
-        tokens = max(dim_sizes(self.root)["token"], *(len(staged.nonzero) for staged in batch))
-        self._commit(resized(self.root, self.n_sentences + len(batch), tokens))
+        appended = Batch(self.path, self.root, batch)
+        for path in appended.write():
+            _flush(path)
+        _flush_folders(self.path)
+        self._commit(appended.root)
 
     def record_skipped(self, skipped: Sequence[Skipped]) -> None:
         """Record which files were left out, instead of those recorded before."""
@@ -262,103 +197,6 @@ class Writer:
             if not path.is_file() or path.read_bytes() != data:
                 path.parent.mkdir(exist_ok=True)
                 _replace(path, data)
-
-
-class _Append:
-    """One batch on its way into the arrays, from the first row of the shard that it continues."""
-
-    def __init__(self, path: Path, root: Root, batch: Sequence[Staged]) -> None:
-        self.path, self.root, self.batch = path, root, batch
-        sizes = dim_sizes(root)
-        self.old = sizes["sentence"]
-        self.new = self.old + len(batch)
-        self.old_tokens = sizes["token"]
-        self.tokens = max(self.old_tokens, *(len(staged.nonzero) for staged in batch))
-        self.future = resized(root, self.new, self.tokens)
-        self.rows, _, self.shard_layers, _ = chunk_shape(root, ACTIVATIONS)
-        self.first = self.old - self.old % self.rows
-
-    def write(self) -> None:
-        for name in SENTENCE_COORDS:
-            dtype = np.dtypes.StringDType() if SENTENCE_COORDS[name] == "string" else SENTENCE_COORDS[name]
-            self._write_coord(name, np.array([staged.coords[name] for staged in self.batch], dtype))
-        fragments = np.full((len(self.batch), self.tokens), "", dtype=np.dtypes.StringDType())
-        for row, staged in enumerate(self.batch):
-            fragments[row, : len(staged.fragments)] = staged.fragments[::-1]
-        self._write_coord("fragment", fragments)
-        if self.tokens > self.old_tokens:
-            open_array(self.path, self.future, "token", writable=True)[:] = -1 - np.arange(self.tokens)
-
-        kept = read_coord(self.path, self.root, "n_tokens")[self.first :]
-        longest = max(*kept, *(len(staged.nonzero) for staged in self.batch), 0)
-        lanes = min(MAX_LANES, os.cpu_count() or 1)
-        with ThreadPoolExecutor(lanes) as pool:
-            list(pool.map(self._write_tokens, [range(lane, longest, lanes) for lane in range(lanes)]))
-        for name, metadata in array_metadata(self.root).items():
-            if metadata["dimension_names"][0] == "sentence":
-                rows = chunk_shape(self.root, name)[0]
-                _flush(*(self.path / name / "c" / str(i) for i in range(self.old // rows, -(-self.new // rows))))
-        _flush(self.path / "token")
-        _flush_folders(self.path)
-
-    def _write_coord(self, name: str, values: NDArray[Any]) -> None:
-        """Rewrite the last chunk whole, so that nothing of an abandoned batch survives in it."""
-        rows = chunk_shape(self.root, name)[0]
-        first = self.old - self.old % rows
-        whole = np.zeros((self.new - first, *values.shape[1:]), values.dtype)
-        if first < self.old:
-            kept = np.asarray(open_array(self.path, self.root, name)[first : self.old])
-            whole[tuple(map(slice, kept.shape))] = kept
-        whole[self.old - first :] = values
-        open_array(self.path, self.future, name, writable=True)[first : self.new] = whole
-
-    def _write_tokens(self, tokens: Sequence[int]) -> None:
-        """Write the shards of some tokens, in ascending order, of all three arrays."""
-        arrays = {name: self._handles(name) for name in ARRAY_DIMS}
-        _, _, layers, features = arrays[ACTIVATIONS][1].shape
-        height = self.new - self.first
-        kept = self.old - self.first
-        buffer = np.zeros((height, self.shard_layers * features), arrays[ACTIVATIONS][1].dtype)
-        for token in tokens:
-            for name in (EMBEDDINGS, HIDDEN_STATES):
-                old, new = arrays[name]
-                slab = np.full((height, *new.shape[2:]), np.nan, new.dtype)
-                self._keep(slab, old, token, ...)
-                for row, staged in enumerate(self.batch, kept):
-                    if token < len(staged.dense[name]):
-                        slab[row] = staged.dense[name][token]
-                new[self.first : self.new, token] = slab
-            for start in range(0, layers, self.shard_layers):
-                group = slice(start, min(start + self.shard_layers, layers))
-                filled = self._fill(buffer, token, group.start * features, group.stop * features)
-                shard = buffer.reshape(height, self.shard_layers, features)[:, : group.stop - group.start]
-                old, new = arrays[ACTIVATIONS]
-                self._keep(shard, old, token, group)
-                new[self.first : self.new, token, group] = shard
-                for row, positions in filled:
-                    buffer[row, positions] = 0
-
-    def _fill(self, buffer: NDArray[Any], token: int, start: int, stop: int) -> list[tuple[int, NDArray[np.intp]]]:
-        """Put the batch's non-zero activations into a buffer of zeros; rows without this token become NaN for good."""
-        filled = []
-        for row, staged in enumerate(self.batch, self.old - self.first):
-            if token < len(staged.nonzero):
-                positions, values = staged.nonzero[token]
-                inside = slice(*np.searchsorted(positions, (start, stop)))
-                buffer[row, positions[inside] - start] = values[inside]
-                filled.append((row, positions[inside] - start))
-            else:
-                buffer[row] = np.nan
-        return filled
-
-    def _keep(self, slab: NDArray[Any], old: zarr.Array[Any], token: int, layers: Any) -> None:
-        """Put the committed sentences of the shard back where they were."""
-        if self.first < self.old:
-            kept = slab[: self.old - self.first]
-            kept[...] = old[self.first : self.old, token, layers] if token < self.old_tokens else np.nan
-
-    def _handles(self, name: str) -> tuple[zarr.Array[Any], zarr.Array[Any]]:
-        return open_array(self.path, self.root, name), open_array(self.path, self.future, name, writable=True)
 
 
 def _entries(folder: Path) -> list[Path]:

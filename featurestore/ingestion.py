@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 from featurestore import commit, sentences
-from featurestore.commit import Staged, Writer
+from featurestore.batch import Staged, stage
+from featurestore.commit import Writer
 from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError
 from featurestore.npz import Archive
 from featurestore.schema import SentenceFile, Skipped
@@ -184,7 +185,7 @@ def _append(
 
     def load(file: SentenceFile) -> Staged | Skipped:
         try:
-            return commit.stage(sentences.read(file))
+            return stage(sentences.read(file))
         except NpzError as error:
             if skip_bad or file.path.name in recorded:
                 return Skipped(file.path.name, str(error).removeprefix(f"{file.path}: "))

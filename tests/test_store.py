@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_any_lengths_in_any_portions(
     base = tmp_path_factory.mktemp("portions")
     expected = []
     bounds = [0, *sorted(cut for cut in cuts if cut < len(lengths)), len(lengths)]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         for index in range(start, stop):
             write_sentence(base / "in", index, tokens=lengths[index], dtype=dtype, seed=seed)
             arrays = sentence_arrays(index, tokens=lengths[index], dtype=dtype, seed=seed)
