@@ -200,7 +200,7 @@ class Table:
 
     def add(self, what: str, value: float, unit: str = "", bound: float | None = None, detail: str = "") -> None:
         """Add a row."""
-        digits = 0 if unit == "MB" else 2 if value >= 0.1 else 3
+        digits = 0 if unit == "MB" else 2 if value >= 1 else 3
         measured = f"{value:,.{digits}f} {unit}".rstrip() + (f"  ({detail})" if detail else "")
         limit = "-" if bound is None else f"<= {bound:,} {unit}".rstrip()
         self.rows.append((what, measured, limit, "" if bound is None else "ok" if value <= bound else "over"))

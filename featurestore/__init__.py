@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from featurestore.inspection import info
     from featurestore.normalize import Normalization
     from featurestore.store import open_store
-    from featurestore.strategies import Selection, strategies, strategy
+    from featurestore.strategies import Selection, list_strategies, strategy
 
 _HOMES = {
     "building": ["build"],
@@ -45,7 +45,7 @@ _HOMES = {
     "inspection": ["info"],
     "normalize": ["Normalization"],
     "store": ["open_store"],
-    "strategies": ["Selection", "strategies", "strategy"],
+    "strategies": ["Selection", "list_strategies", "strategy"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -67,9 +67,9 @@ __all__ = [
     "build",
     "info",
     "ingest",
+    "list_strategies",
     "load_dataset",
     "open_store",
-    "strategies",
     "strategy",
 ]
 

@@ -14,7 +14,7 @@ import click
 
 from featurestore.errors import FeatureStoreError, ParameterError
 from featurestore.schema import __version__
-from featurestore.strategies import Layers, strategies
+from featurestore.strategies import Layers, list_strategies
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -109,7 +109,7 @@ def strategy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add every option that some strategy takes."""
     takers: dict[str, list[str]] = {}
     options = {}
-    for strategy in strategies().values():
+    for strategy in list_strategies().values():
         for option in strategy.options:
             takers.setdefault(option.name, []).append(strategy.name)
             options[option.name] = option
@@ -157,9 +157,9 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
 
 
 @main.command(
-    epilog="Strategies: " + " ".join(f"{s.name}: {s.summary}" for s in strategies().values()),
+    epilog="Strategies: " + " ".join(f"{s.name}: {s.summary}" for s in list_strategies().values()),
 )
-@click.option("--strategy", required=True, type=click.Choice(list(strategies())), help="What X and y are.")
+@click.option("--strategy", required=True, type=click.Choice(list(list_strategies())), help="What X and y are.")
 @click.option(
     "--input",
     "source",
@@ -192,7 +192,7 @@ def build(
     from featurestore import building, ingestion
     from featurestore.datasets import check_output
 
-    strategies()[strategy].parameters(parameters)
+    list_strategies()[strategy].parameters(parameters)
     if output:
         check_output(output)
     with Progress() as progress:

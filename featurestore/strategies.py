@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, SimpleNamespace, UnionType
@@ -137,7 +138,7 @@ def strategy(name: str) -> Callable[[Callable[..., Selection]], Callable[..., Se
     return register
 
 
-def strategies() -> dict[str, Strategy]:
+def list_strategies() -> dict[str, Strategy]:
     """All registered strategies by name."""
     return dict(_REGISTRY)
 
@@ -313,7 +314,7 @@ def parse_layers(text: str) -> Layers:
     """
     layers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
         if not match:
             raise ParameterError(f"layers {text!r}: expected numbers and ranges such as 0-2,10,15-17, found {part!r}")
         first, last = int(match[1]), int(match[2] or match[1])
@@ -333,7 +334,7 @@ def _layers(value: object) -> Layers:
     if not isinstance(values, Sequence) or not values:
         raise ParameterError(f"layers {value!r}: expected text such as 0-2,10,15-17, or a sequence of integers")
     layers = tuple(_integer("layers", layer) for layer in values)
-    if repeated := [layer for layer in dict.fromkeys(layers) if layers.count(layer) > 1]:
+    if repeated := [layer for layer, count in Counter(layers).items() if count > 1]:
         raise ParameterError(f"layers: {', '.join(map(str, repeated))} named twice; name each layer once")
     return layers
 

@@ -186,7 +186,7 @@ def test_content_not_packing_identifies_a_sentence(folder: Path, tmp_path: Path)
     path = folder / "sentence_000002.npz"
     with np.load(path) as arrays:
         contents = dict(reversed(list(arrays.items())))
-    np.savez(path, **contents)  # type: ignore[arg-type]
+    np.savez(path, **contents)
     assert featurestore.ingest(folder, tmp_path / "s.zarr").present == 5
 
 

@@ -1,0 +1,50 @@
+"""The training stage (s5) can use a dataset: it loads it, infers the task, splits and trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SAMPLE
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import featurestore
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parameters", "task"),
+    [
+        ("embedding-to-feature", {"target_layer": 15, "target_feature": 100}, "regression"),
+        ("hidden-to-feature", {"target_layer": 15, "target_feature": 100}, "regression"),
+        ("hidden-to-concept", {"layers": "15-17"}, "classification"),
+    ],
+)
+def test_load_split_and_train(tmp_path: Path, strategy: str, parameters: dict[str, Any], task: str) -> None:
+    featurestore.ingest(SAMPLE, tmp_path / "s.zarr")
+    ds = featurestore.open_store(tmp_path / "s.zarr")
+    if task == "regression":  # a feature that is active somewhere
+        active = (ds.activations.sel(token=-1, layer=15) > 0).sum("sentence").values
+        parameters = parameters | {"target_feature": int(active.argmax())}
+    featurestore.build(tmp_path / "s.zarr", strategy, output=tmp_path / "d.npz", **parameters)
+
+    data = np.load(tmp_path / "d.npz", allow_pickle=True)
+    X, y = data["X"], data["y"]
+    assert X.ndim == 2
+    assert np.isfinite(X).all()
+    assert y.ndim == 1
+    integral = np.all(y == np.round(y))
+    assert ("classification" if integral and len(np.unique(y)) <= 10 else "regression") == task
+    stratify = y if task == "classification" else None
+    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.25, random_state=0, stratify=stratify)
+    model = LogisticRegression(max_iter=2000) if task == "classification" else Ridge(alpha=100.0)
+    model = make_pipeline(StandardScaler(), model).fit(X_train, y_train)
+    assert model.predict(X_test).shape == y_test.shape
+    if task == "classification":
+        assert model.score(X_test, y_test) > 0.4  # chance is 0.25
+    elif strategy == "hidden-to-feature":  # the embedding of a final full stop is always the same
+        assert model.score(X_train, y_train) > 0.5
