@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
@@ -97,9 +98,8 @@ def build_directly(folder: str, output: str) -> None:
 def ingest_without_fsync(folder: str, store: str) -> None:
     from featurestore import commands, commit
 
-    vars(os)["fsync"] = lambda _: None
-    vars(commit)["_fsync"] = lambda _: None
-    commands.main(["ingest", folder, "--store", store])
+    with patch.object(os, "fsync"), patch.object(commit, "_fsync"):
+        commands.main(["ingest", folder, "--store", store])
 
 
 def ingest_without_checksums(folder: str, store: str) -> None:
@@ -121,8 +121,8 @@ def ingest_without_checksums(folder: str, store: str) -> None:
             raise RuntimeError("the store has no checksums that could be left out")
         return root
 
-    vars(commit)["new_root"] = without_checksums
-    commands.main(["ingest", folder, "--store", store])
+    with patch.object(commit, "new_root", without_checksums):
+        commands.main(["ingest", folder, "--store", store])
 
 
 def measure_warm(store: str, folder: str, runs: str) -> None:

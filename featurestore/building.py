@@ -84,7 +84,10 @@ def build(
     ds = open_store(store)
     if ds.sizes["sentence"] == 0:
         raise SelectionError(f"{store}: holds no sentences yet; ingest some first")
-    selection = chosen.select(ds, **arguments)
+    try:
+        selection = chosen.select(ds, **arguments)
+    except SelectionError as error:
+        raise SelectionError(f"{store}: {error}") from None
     X, y = _inputs(selection), selection.y.data
     rows, dropped, X = _finite_rows(X, y, ds["sentence"].values, drop_nonfinite)
     fitted = normalization.fit(normalize, X)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -43,13 +44,24 @@ class Boundary(click.Group):
         except FeatureStoreError as error:
             raise click.ClickException(plain(str(error))) from error
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(
-                plain(f"{where}{error.strerror or error}; what was written before is intact: mend it and run again")
-            ) from error
+            where, what = error.filename or ctx.obj, error.strerror or error
+            message = f"{where}: cannot be written or read ({what}); {_remedy(error)}; what was there before is intact"
+            raise click.ClickException(plain(message)) from error
         except KeyboardInterrupt:
             click.echo("\nInterrupted: nothing is half-written; the same command goes on where it stopped.", err=True)
             ctx.exit(130)
+
+
+def _remedy(error: OSError) -> str:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "free some space, then run the same command again"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "check its permissions"
+        case errno.EEXIST | errno.ENOTDIR:
+            return "expected a folder, found a file: choose another path"
+        case _:
+            return "run the same command again"
 
 
 class Progress(AbstractContextManager["Progress"]):
@@ -144,10 +156,9 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
     """
     from featurestore import ingestion
 
+    store = _target(store or ingestion.store_path(folder))
     with Progress() as progress:
-        done = ingestion.ingest(
-            folder, store or ingestion.store_path(folder), skip_bad=skip_bad, wait=wait, progress=progress
-        )
+        done = ingestion.ingest(folder, store, skip_bad=skip_bad, wait=wait, progress=progress)
     click.echo(
         plain(
             f"{done.store}: {done.n_sentences} sentences ({done.added} added, {done.present} there already, "
@@ -195,10 +206,11 @@ def build(
     list_strategies()[strategy].parameters(parameters)
     if output:
         check_output(output)
+    _target(ingestion.store_path(source))
     with Progress() as progress:
         store = ingestion.find_store(source, wait=wait, progress=progress)
     given = {name: value for name, value in parameters.items() if value is not None}
-    output = output or building.default_output(store, strategy, normalize, given)
+    output = _target(output or building.default_output(store, strategy, normalize, given))
     dataset = building.build(
         store,
         strategy,
@@ -220,6 +232,12 @@ def info(store: Path) -> None:
     from featurestore import inspection
 
     click.echo(plain(_describe(inspection.info(store))))
+
+
+def _target(path: Path) -> Path:
+    """Say what is about to be written, for the case that this fails."""
+    click.get_current_context().find_root().obj = path
+    return path
 
 
 def _describe(info: StoreInfo) -> str:

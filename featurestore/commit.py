@@ -117,22 +117,31 @@ class Writer:
         if path.exists() and (not path.is_dir() or any(not _is_ours(entry) for entry in path.iterdir())):
             raise StoreError(f"{path}: expected a feature store or nothing, found something else; choose another path")
         root = new_root(extraction, max_tokens)
-        path.mkdir(parents=True, exist_ok=True)
-        for name, values in {
-            "layer": extraction.layers,
-            "average_l0": extraction.average_l0s,
-            "feature": range(extraction.features),
-        }.items():
-            open_array(path, root, name, writable=True)[:] = np.array(values)
-        _flush(path)
-        _replace(path / ROOT, _json(root))
-        _fsync(path.parent)
-        return cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            for name, values in {
+                "layer": extraction.layers,
+                "average_l0": extraction.average_l0s,
+                "feature": range(extraction.features),
+            }.items():
+                open_array(path, root, name, writable=True)[:] = np.array(values)
+            _flush(path)
+            _replace(path / ROOT, _json(root))
+            _fsync(path.parent)
+            return cls(path)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
     @property
     def n_sentences(self) -> int:
         """Committed sentences."""
         return dim_sizes(self.root)["sentence"]
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Files that were left out, as committed."""
+        return [Skipped(**entry) for entry in self.root["attributes"]["skipped"]]
 
     @property
     def room(self) -> int:
@@ -157,9 +166,9 @@ class Writer:
 
     def record_skipped(self, skipped: Sequence[Skipped]) -> None:
         """Record which files were left out, instead of those recorded before."""
-        entries = [asdict(entry) for entry in skipped]
-        if entries != self.root["attributes"]["skipped"]:
-            self._commit(self.root | {"attributes": self.root["attributes"] | {"skipped": entries}})
+        if [*skipped] != self.skipped:
+            entries = {"skipped": [asdict(entry) for entry in skipped]}
+            self._commit(self.root | {"attributes": self.root["attributes"] | entries})
 
     def discard(self) -> None:
         """Remove what is not committed; with no sentence committed, the whole store."""

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DatasetError, NpzError
+from featurestore.errors import DatasetError, NpzError, ParameterError
 from featurestore.normalize import PARAMETERS, Normalization
 from featurestore.npz import Archive
 
@@ -156,12 +156,16 @@ def check_output(path: str | os.PathLike[str]) -> Path:
 
     Raises
     ------
+    ParameterError
+        If it does not end in ``.npz``.
     DatasetError
-        If it does not end in ``.npz``, or is a folder.
+        If it is a folder.
     """
     path = Path(path)
-    if path.suffix != ".npz" or path.is_dir():
-        raise DatasetError(f"{path}: expected a file name that ends in .npz; choose another output")
+    if path.suffix != ".npz":
+        raise ParameterError(f"{path}: expected an output that ends in .npz")
+    if path.is_dir():
+        raise DatasetError(f"{path}: expected a file, found a folder; choose another output")
     return path
 
 

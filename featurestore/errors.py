@@ -59,3 +59,9 @@ class NonFiniteError(FeatureStoreError, ValueError):
 
 class DatasetError(FeatureStoreError, ValueError):
     """A dataset that cannot be written where it should be."""
+
+
+def shown(name: object) -> str:
+    """Spell a file name so that it stays on one line and cannot drive a terminal."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)[1:-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +13,7 @@ from pathlib import Path
 from featurestore import commit, sentences
 from featurestore.batch import Staged, stage
 from featurestore.commit import Writer
-from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError
+from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, shown
 from featurestore.npz import Archive
 from featurestore.schema import SentenceFile, Skipped
 from featurestore.store import extraction_of, is_store
@@ -113,24 +113,26 @@ def _sync(
                 f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
                 f"use: ingest {source} --store OTHER, then --input OTHER"
             )
-        recorded = {entry["file"] for entry in writer.root["attributes"]["skipped"]} if writer else set()
+        recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
         if not skip_bad and any(entry.file not in recorded for entry in bad):
             raise SourceError(_describe(source, bad, len(paths)))
         if not files and writer is None:
-            raise SourceError(
-                f"{source}: no file can be used, so no store was made\n{_describe(source, bad, len(paths))}"
-            )
+            raise SourceError(_describe(source, bad, len(paths)))
         if writer is None:
             writer = Writer.create(store, files[0].extraction, max(file.n_tokens for file in files))
         try:
             damaged = _append(writer, files, skip_bad, recorded, progress)
-            writer.record_skipped([*bad, *damaged])
+            if not writer.n_sentences:
+                raise SourceError(_describe(source, [*bad, *damaged], len(paths)))
+            here = {path.name for path in paths}
+            elsewhere = [entry for name, entry in recorded.items() if name not in here]
+            writer.record_skipped([*elsewhere, *bad, *damaged])
         except BaseException:
             writer.discard()
             raise
     skipped = (*bad, *damaged)
     for entry in skipped:
-        logger.warning("left out %s: %s", source / entry.file, entry.reason)
+        logger.warning("left out %s: %s", shown(source / entry.file), entry.reason)
     return Ingested(store, len(files) - len(damaged), present, skipped, writer.n_sentences)
 
 
@@ -177,7 +179,7 @@ def _plan(
 
 
 def _append(
-    writer: Writer, files: Sequence[SentenceFile], skip_bad: bool, recorded: set[str], progress: Progress
+    writer: Writer, files: Sequence[SentenceFile], skip_bad: bool, recorded: Container[str], progress: Progress
 ) -> list[Skipped]:
     """Append files batch by batch; return those whose data turned out to be damaged."""
     damaged: list[Skipped] = []
@@ -188,7 +190,7 @@ def _append(
             return stage(sentences.read(file))
         except NpzError as error:
             if skip_bad or file.path.name in recorded:
-                return Skipped(file.path.name, str(error).removeprefix(f"{file.path}: "))
+                return Skipped(file.path.name, str(error).removeprefix(f"{shown(file.path)}: "))
             raise
 
     queue = iter(files)
@@ -232,14 +234,13 @@ def _in_order(
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{len(names)} files ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _describe(source: Path, bad: Sequence[Skipped], n_files: int) -> str:
-    lines = [
-        f"{source}: {len(bad)} of {n_files} files cannot be ingested; nothing was written (--skip-bad leaves them out)"
-    ]
-    return "\n".join([*lines, *(f"  {source / entry.file}: {entry.reason}" for entry in bad)])
+    advice = "none is left to ingest" if len(bad) == n_files else "--skip-bad leaves them out"
+    lines = [f"{source}: {len(bad)} of {n_files} files cannot be ingested, so nothing was written ({advice}):"]
+    return "\n".join([*lines, *(f"  {shown(source / entry.file)}: {entry.reason}" for entry in bad)])
 
 
 def store_path(source: PathLike) -> Path:

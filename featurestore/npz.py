@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import struct
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 import deflate
 import numpy as np
 
-from featurestore.errors import NpzError
+from featurestore.errors import NpzError, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +61,7 @@ class Archive:
         try:
             self._file: IO[bytes] = path.open("rb")
         except OSError as error:
-            raise NpzError(f"{path}: cannot be read ({error.strerror})") from error
+            raise NpzError(f"{shown(path)}: cannot be read ({error.strerror})") from error
         try:
             self._members = self._directory()
         except BaseException:
@@ -99,7 +100,7 @@ class Archive:
             try:
                 head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, MAX_HEADER_BYTES)
             except zlib.error as error:
-                raise self.error(name, f"is damaged ({error})") from error
+                raise self.error(name, f"is damaged ({error}); write the file again") from error
         return self._parse_header(name, member, head)
 
     def array(self, name: str, max_bytes: int = MAX_ARRAY_BYTES) -> NDArray[Any]:
@@ -113,9 +114,9 @@ class Archive:
             try:
                 data = deflate.deflate_decompress(data, member.file_size)
             except (deflate.DeflateError, ValueError) as error:
-                raise self.error(name, f"is damaged (inflating: {error})") from error
+                raise self.error(name, f"is damaged (inflating: {error}); write the file again") from error
         if len(data) != member.file_size or deflate.crc32(data) != member.CRC:
-            raise self.error(name, "fails its CRC-32 check: the file is damaged; extract this sentence again")
+            raise self.error(name, "fails its CRC-32 check: damaged; write the file again")
         array: NDArray[Any] = np.ndarray(
             header.shape, header.dtype, data, header.offset, order="F" if header.fortran_order else "C"
         )
@@ -135,16 +136,16 @@ class Archive:
             OverflowError,
         ) as error:
             raise NpzError(
-                f"{self.path}: expected an NPZ (zip) archive, found something else or a truncated file ({error}); "
+                f"{shown(self.path)}: expected an NPZ (zip) archive, found something else or a part of one ({error}); "
                 "write it again"
             ) from error
         except OSError as error:
-            raise NpzError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+            raise NpzError(f"{shown(self.path)}: cannot be read ({error.strerror or error})") from error
         if len(members) > MAX_MEMBERS:
-            raise NpzError(f"{self.path}: {len(members):,} arrays, more than the limit of {MAX_MEMBERS:,}")
+            raise NpzError(f"{shown(self.path)}: {len(members):,} arrays, more than the limit of {MAX_MEMBERS:,}")
         named = {member.filename.removesuffix(".npy"): member for member in members}
         if len(named) < len(members):
-            raise NpzError(f"{self.path}: an array name appears twice; write the file again")
+            raise NpzError(f"{shown(self.path)}: an array name appears twice; write the file again")
         return named
 
     def _member(self, name: str) -> zipfile.ZipInfo:
@@ -163,33 +164,28 @@ class Archive:
     def _read(self, member: zipfile.ZipInfo, size: int) -> bytes:
         """Return the first `size` stored bytes of a member."""
         name = member.filename.removesuffix(".npy")
-        self._file.seek(member.header_offset)
-        local = self._file.read(_LOCAL_HEADER.size)
-        if len(local) < _LOCAL_HEADER.size or not local.startswith(b"PK\3\4"):
-            raise self.error(name, "is not where the archive's directory says: the file is damaged")
-        _, name_length, extra_length = _LOCAL_HEADER.unpack(local)
-        start = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-        if start + member.compress_size > self._size:
-            raise self.error(name, "is truncated: the file is damaged")
-        self._file.seek(start)
-        return self._file.read(size)
+        try:
+            self._file.seek(member.header_offset)
+            local = self._file.read(_LOCAL_HEADER.size)
+            signature, name_length, extra_length = _LOCAL_HEADER.unpack(local)
+            start = self._file.seek(name_length + extra_length, io.SEEK_CUR)
+            if signature != b"PK\3\4" or start + member.compress_size > self._size:
+                raise ValueError("no local header")
+            return self._file.read(size)
+        except (OSError, ValueError, OverflowError, struct.error) as error:
+            raise self.error(
+                name, "is not where the archive's directory says: damaged; write the file again"
+            ) from error
 
     def _parse_header(self, name: str, member: zipfile.ZipInfo, head: bytes) -> Header:
         stream = io.BytesIO(head)
         try:
-            version = np.lib.format.read_magic(stream)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, fortran_order, dtype = read(stream)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            SyntaxError,
-            RecursionError,
-            MemoryError,
-            OverflowError,
-        ) as error:
-            raise self.error(name, "has no valid npy header: the file is damaged") from error
+            with warnings.catch_warnings(action="ignore"):
+                version = np.lib.format.read_magic(stream)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, fortran_order, dtype = read[version](stream)
+        except Exception as error:  # numpy evaluates the header as Python, which can fail in any way
+            raise self.error(name, "has no valid npy header: damaged; write the file again") from error
         if dtype.hasobject:
             raise self.error(name, "holds pickled objects, which are never loaded; save plain numbers or text")
         expected = stream.tell() + math.prod(shape) * dtype.itemsize
@@ -199,4 +195,4 @@ class Archive:
 
     def error(self, name: str, problem: str) -> NpzError:
         """Make the error that says what is wrong with an array of this file."""
-        return NpzError(f"{self.path}: array '{name}' {problem}")
+        return NpzError(f"{shown(self.path)}: array '{name}' {problem}")

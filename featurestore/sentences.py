@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import NpzError, SourceError
+from featurestore.errors import NpzError, SourceError, shown
 from featurestore.npz import Archive
 from featurestore.schema import (
     ACTIVATIONS,
@@ -46,6 +46,7 @@ _AXES = {
 }
 _OPTIONAL_AXES = {"token_positions": "T", "fragment_lengths": "T"}
 _SCALARS = ("sentence", "concept_strength_label", "sentence_index")
+_AGAIN = "extract this sentence again"
 _AXIS_WORDS = {"T": "tokens (T)", "L": "SAE configurations (L)", "H": "hidden (H)", "F": "features (F)"}
 
 
@@ -117,7 +118,7 @@ def scan_all(
         try:
             files.append(scan(path))
         except NpzError as error:
-            bad.append(Skipped(path.name, str(error).removeprefix(f"{path}: ")))
+            bad.append(Skipped(path.name, str(error).removeprefix(f"{shown(path)}: ")))
         advance()
     expected, whose = extraction, "the store"
     if expected is None and files:
@@ -146,7 +147,7 @@ def read(file: SentenceFile) -> Sentence:
     with Archive(file.path) as archive:
         contents = _contents(archive)
         if contents.file != file:
-            raise NpzError(f"{file.path}: the file changed while it was being ingested; run the command again")
+            raise _problem(archive, "the file changed while it was being ingested; run the command again")
         tokens = slice(file.n_tokens)
         return Sentence(
             file=file,
@@ -159,17 +160,23 @@ def read(file: SentenceFile) -> Sentence:
         )
 
 
+def _problem(archive: Archive, problem: str) -> NpzError:
+    return NpzError(f"{shown(archive.path)}: {problem}")
+
+
 def _contents(archive: Archive) -> _Contents:
+    if not archive.path.name.isprintable():
+        raise _problem(archive, "the file's name holds characters that cannot be printed; rename it")
     missing = [name for name in (*_AXES, *_SCALARS) if name not in archive]
     if missing:
-        raise NpzError(f"{archive.path}: missing array {', '.join(map(repr, missing))}; extract this sentence again")
+        raise _problem(archive, f"missing array {', '.join(map(repr, missing))}; {_AGAIN}")
     sizes = _sizes(archive)
     is_final = archive.array("is_final_token", MAX_SMALL_BYTES)
     if is_final.dtype != bool:
-        raise archive.error("is_final_token", f"must be bool, found {is_final.dtype}")
+        raise archive.error("is_final_token", f"must be bool, found {is_final.dtype}; {_AGAIN}")
     finals = np.flatnonzero(is_final)
     if len(finals) != 1:
-        raise archive.error("is_final_token", f"must mark exactly one final token, found {len(finals)}")
+        raise archive.error("is_final_token", f"must mark exactly one final token, found {len(finals)}; {_AGAIN}")
     n_tokens = int(finals[0]) + 1
     extraction = Extraction(
         layers=_integers(archive, "layers"),
@@ -179,11 +186,11 @@ def _contents(archive: Archive) -> _Contents:
         dtypes=(_dtype(archive, EMBEDDINGS), _dtype(archive, HIDDEN_STATES), _dtype(archive, ACTIVATIONS)),
     )
     if len({*zip(extraction.layers, extraction.average_l0s, strict=True)}) < sizes["L"]:
-        raise archive.error("layers", "names a layer twice with the same average_l0, so they cannot be told apart")
+        raise archive.error("layers", "names a layer twice with the same average_l0; leave one of them out")
     (label,) = _integers(archive, "concept_strength_label")
     (index,) = _integers(archive, "sentence_index")
     if index < 0:
-        raise archive.error("sentence_index", f"must count from 0, found {index}")
+        raise archive.error("sentence_index", f"must count from 0, found {index}; correct it")
     return _Contents(
         file=SentenceFile(archive.path, archive.digest, index, n_tokens, sizes["T"] - n_tokens, extraction),
         text=_texts(archive, "sentence")[0],
@@ -199,7 +206,7 @@ def _sizes(archive: Archive) -> dict[str, int]:
     for name, axes in (_AXES | optional).items():
         shape = archive.header(name).shape
         if len(shape) != len(axes):
-            raise archive.error(name, f"must have {len(axes)} dims ({', '.join(axes)}), found shape {shape}")
+            raise archive.error(name, f"must have dims ({', '.join(axes)}), found shape {shape}; extract it again")
         for axis, size in zip(axes, shape, strict=True):
             said[axis][name] = size
     for name, axis in {"num_features": "F", "hidden_dim": "H"}.items():
@@ -208,9 +215,9 @@ def _sizes(archive: Archive) -> dict[str, int]:
     for axis, sizes in said.items():
         if len(set(sizes.values())) > 1:
             found = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            raise NpzError(f"{archive.path}: arrays disagree on the number of {_AXIS_WORDS[axis]}: {found}")
+            raise _problem(archive, f"arrays disagree on the number of {_AXIS_WORDS[axis]}: {found}; {_AGAIN}")
         if 0 in sizes.values():
-            raise NpzError(f"{archive.path}: zero {_AXIS_WORDS[axis]}; extract this sentence again")
+            raise _problem(archive, f"zero {_AXIS_WORDS[axis]}; {_AGAIN}")
     return {axis: next(iter(sizes.values())) for axis, sizes in said.items()}
 
 
@@ -219,7 +226,7 @@ def _dtype(archive: Archive, name: str) -> str:
     if dtype == np.dtype("V2"):
         raise archive.error(name, "is raw 2-byte data (V2), as bfloat16 is saved; save it with tensor.float().numpy()")
     if dtype.newbyteorder("=") not in (np.float16, np.float32):
-        raise archive.error(name, f"must be float16 or float32, found {dtype}")
+        raise archive.error(name, f"must be float16 or float32, found {dtype}; save it as float32")
     return dtype.newbyteorder("=").name
 
 
@@ -229,7 +236,7 @@ def _integers(archive: Archive, name: str) -> tuple[int, ...]:
     if name not in _AXES and values.shape not in ((), (1,)):
         raise archive.error(name, f"must be a single integer, found shape {values.shape}")
     if values.dtype.kind not in "iuf" or not _all_whole(values):
-        found = values.dtype if values.dtype.kind not in "iuf" else _abbreviate(values)
+        found = f"text {_abbreviate(values)}" if values.dtype.kind == "U" else _abbreviate(values)
         raise archive.error(name, f"must be a whole number, found {found}; correct it and extract again")
     return tuple(int(value) for value in values.ravel())
 
@@ -248,7 +255,7 @@ def _texts(archive: Archive, name: str) -> tuple[str, ...]:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
-        raise archive.error(name, "holds characters that are no valid Unicode") from error
+        raise archive.error(name, "holds characters that are no valid Unicode; correct the text") from error
     return texts
 
 

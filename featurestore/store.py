@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,8 @@ def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Lazy: only the coordinates `sentence`, `token`, `layer`, `average_l0` and `feature` are read. Variables, in
-        the dtypes of their source (float16 or float32), as dask arrays:
+        Lazy: only the coordinates that are numbers are read; the rest are dask arrays, one chunk a file. Variables,
+        in the dtypes of their source (float16 or float32):
 
         - `embeddings` (sentence, token, hidden): before the first block;
         - `hidden_states` (sentence, token, layer, hidden): residual stream after the layer;
@@ -94,14 +95,19 @@ def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
 
     path = Path(path)
     root = read_root(path)
-    ds: xr.Dataset = xr.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
-    ds = ds.isel(token=slice(None, None, -1))
-    ds["average_l0"].load()
-    for name in (*ARRAY_DIMS, "fragment"):
-        tokens = _ReadingOrder(open_array(path, root, name))
-        chunks = tuple(max(1, min(sizes)) for sizes in zip(tokens.shape, chunk_shape(root, name), strict=True))
-        ds[name] = ds[name].dims, da.from_array(tokens, chunks)
-    return ds
+    variables = {}
+    for name, metadata in array_metadata(root).items():
+        dims = metadata["dimension_names"]
+        array = _Lazy(path, root, name)
+        if name in ARRAY_DIMS or metadata["data_type"] == "string":
+            chunks = tuple(max(1, min(sizes)) for sizes in zip(array.shape, chunk_shape(root, name), strict=True))
+            # Named at random, as no content is known yet: an appended store must not be mistaken for the earlier one.
+            variables[name] = dims, da.from_array(array, chunks, name=False)
+        else:
+            variables[name] = dims, array[(slice(None),)]
+    data = {name: variables.pop(name) for name in ARRAY_DIMS}
+    attributes = {name: value for name, value in root["attributes"].items() if name != "coordinates"}
+    return xr.Dataset(data, variables, attributes).isel()
 
 
 def is_store(path: Path) -> bool:
@@ -179,7 +185,7 @@ def open_array(path: Path, root: Root, name: str, *, writable: bool = False) -> 
 
 def read_coord(path: Path, root: Root, name: str) -> NDArray[Any]:
     """Read a coordinate whole."""
-    return np.asarray(open_array(path, root, name)[:])
+    return _Lazy(path, root, name)[(slice(None),)]
 
 
 def extraction_of(path: Path, root: Root) -> Extraction:
@@ -264,27 +270,42 @@ def new_root(extraction: Extraction, max_tokens: int) -> Root:
     return root
 
 
-class _ReadingOrder:
-    """A Zarr array whose tokens, its second dim, are turned round: on disk the final one comes first.
+class _Lazy:
+    """An array of a store as dask reads it: tokens in reading order (on disk the final one comes first), errors clear.
 
-    Takes what dask asks for: a slice, an integer or a list for each dim, empty ones too (which xarray's own lazy
-    reversal cannot take).
+    Takes a slice, an integer or a list for each dim.
     """
 
-    def __init__(self, array: zarr.Array[Any]) -> None:
-        self._array = array
-        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+    def __init__(self, path: Path, root: Root, name: str) -> None:
+        self._path, self._name = path, name
+        self._array = open_array(path, root, name)
+        dims = array_metadata(root)[name]["dimension_names"]
+        self._token_axis = dims.index("token") if "token" in dims else None
+        self.shape, self.dtype, self.ndim = self._array.shape, self._array.dtype, self._array.ndim
 
     def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        rows, tokens, *rest = key
-        on_disk = range(self.shape[1])[::-1]
+        axis = self._token_axis
+        if axis is None:
+            return self._read(key)
+        tokens, on_disk = key[axis], range(self.shape[axis])[::-1]
         if not isinstance(tokens, slice):
             token = on_disk[tokens] if isinstance(tokens, int) else [on_disk[i] for i in tokens]
-            return self._read((rows, token, *rest))
+            return self._read((*key[:axis], token, *key[axis + 1 :]))
         forward = on_disk[tokens][::-1]
-        values = self._read((rows, slice(forward.start, forward.stop, forward.step) if forward else slice(0), *rest))
-        return np.flip(values, axis=0 if isinstance(rows, int) else 1)
+        part = slice(forward.start, forward.stop, forward.step) if forward else slice(0)
+        values = self._read((*key[:axis], part, *key[axis + 1 :]))
+        return np.flip(values, axis - sum(isinstance(index, int) for index in key[:axis]))
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         basic = all(isinstance(part, int | slice) for part in key)
-        return np.asarray(self._array[key] if basic else self._array.oindex[key])
+        for pause in (0.01, 0.1, None):
+            try:
+                return np.asarray(self._array[key] if basic else self._array.oindex[key])
+            except (ValueError, RuntimeError) as error:
+                # Its checksum fails: damaged, or just being replaced by a writer who appends to the same shard.
+                if pause is None:
+                    raise StoreError(
+                        f"{self._path}: array '{self._name}' is damaged ({error}); ingest into a new store"
+                    ) from error
+                time.sleep(pause)
+        raise AssertionError("unreachable")

@@ -274,11 +274,11 @@ def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: int |
     positions = sae_positions(ds, layer)
     choices = [int(ds["average_l0"].values[position]) for position in positions]
     if average_l0 is not None and average_l0 not in choices:
-        raise SelectionError(f"average L0 {average_l0} is not one of layer {layer}'s: choose from {choices}")
+        raise SelectionError(f"layer {layer} has no SAE of average L0 {average_l0}: choose from {choices}")
     if average_l0 is None and len(choices) > 1:
         raise SelectionError(f"layer {layer} has {len(choices)} SAEs: choose one with --average-l0, from {choices}")
     if not 0 <= feature < ds.sizes["feature"]:
-        raise SelectionError(f"feature {feature} is not in the store: it has features 0-{ds.sizes['feature'] - 1}")
+        raise SelectionError(f"has no feature {feature}: choose from 0-{ds.sizes['feature'] - 1}")
     position = positions[0] if average_l0 is None else positions[choices.index(average_l0)]
     return final(ds[ACTIVATIONS], layer=position, feature=feature)
 
@@ -295,7 +295,7 @@ def sae_positions(ds: xr.Dataset, layer: int | None) -> list[int]:
     positions = [position for position, value in enumerate(layers) if value == layer]
     if not positions:
         available = format_layers(tuple(dict.fromkeys(layers)))
-        raise SelectionError(f"layer {layer} is not in the store: it has layers {available}")
+        raise SelectionError(f"has no layer {layer}: choose from {available}")
     return positions
 
 
