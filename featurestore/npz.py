@@ -136,7 +136,7 @@ class Archive:
             OverflowError,
         ) as error:
             raise NpzError(
-                f"{shown(self.path)}: expected an NPZ (zip) archive, found something else or a part of one ({error}); "
+                f"{shown(self.path)}: expected an NPZ (zip) archive, found something else or a truncated one ({error}); "
                 "write it again"
             ) from error
         except OSError as error:
