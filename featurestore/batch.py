@@ -172,6 +172,7 @@ class Batch:
         _, _, layers, features = target[ACTIVATIONS].shape
         shard = np.zeros((self._rows, self._shard_layers * features), target[ACTIVATIONS].dtype)
         shard[self._kept + len(self._sentences) :] = np.nan
+        earlier = -1
         for token in tokens:
             for name in (EMBEDDINGS, HIDDEN_STATES):
                 dense = np.full((self._rows, *target[name].shape[2:]), np.nan, target[name].dtype)
@@ -182,15 +183,21 @@ class Batch:
                 target[name][self._first :, token] = dense
             for start in range(0, layers, self._shard_layers):
                 group = slice(start, min(start + self._shard_layers, layers))
-                filled = self._fill(shard, token, start * features, group.stop * features)
+                filled = self._fill(shard, token, earlier, start * features, group.stop * features)
                 dense = shard.reshape(self._rows, -1, features)[:, : group.stop - start]
                 self._keep(dense, committed[ACTIVATIONS], token, group)
                 target[ACTIVATIONS][self._first :, token, group] = dense
                 for row, positions in filled:
                     shard[row, positions] = 0
+            earlier = token
 
-    def _fill(self, shard: NDArray[Any], token: int, start: int, stop: int) -> list[tuple[int, NDArray[np.intp]]]:
-        """Put non-zero activations into a shard of zeros, and say where; rows without the token become NaN for good."""
+    def _fill(
+        self, shard: NDArray[Any], token: int, earlier: int, start: int, stop: int
+    ) -> list[tuple[int, NDArray[np.intp]]]:
+        """Put non-zero activations into a shard of zeros, and say where.
+
+        Rows that had the `earlier` token, and do not have this one, become NaN for good.
+        """
         filled = []
         for row, staged in enumerate(self._sentences, self._kept):
             if token < len(staged.nonzero):
@@ -198,7 +205,7 @@ class Batch:
                 inside = slice(*np.searchsorted(positions, (start, stop)))
                 shard[row, positions[inside] - start] = values[inside]
                 filled.append((row, positions[inside] - start))
-            else:
+            elif earlier < len(staged.nonzero):
                 shard[row] = np.nan
         return filled
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ STORES = Path("stores")
 
 MAX_READERS = 4
 """Threads that read sentences; each holds one sentence's dense activations."""
+
+READ_AHEAD = 8
+"""Sentences that are being read or wait for their batch; more gained nothing on two cores."""
 
 PathLike = str | os.PathLike[str]
 Progress = Callable[[str, int, int], None]
@@ -193,22 +197,21 @@ def _append(
                 return Skipped(file.path.name, str(error).removeprefix(f"{shown(file.path)}: "))
             raise
 
-    queue = iter(files)
-    done = 0
+    batch: list[Staged] = []
     with ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1)) as pool:
-        while chunk := list(islice(queue, writer.room)):
-            batch: list[Staged] = []
-            for result in _in_order(pool, load, chunk):
-                done += 1
-                if isinstance(result, Skipped):
-                    damaged.append(result)
-                else:
-                    batch.append(result)
-                    if count := result.coords["n_nonfinite"]:
-                        nonfinite[str(result.coords["source"])] = int(count)
-                progress("ingesting", done, len(files))
-            if batch:
+        for done, result in enumerate(_in_order(pool, load, files, READ_AHEAD), start=1):
+            if isinstance(result, Skipped):
+                damaged.append(result)
+            else:
+                batch.append(result)
+                if count := result.coords["n_nonfinite"]:
+                    nonfinite[str(result.coords["source"])] = int(count)
+            if len(batch) == writer.room:
                 writer.append(batch)
+                batch = []
+            progress("ingesting", done, len(files))
+    if batch:
+        writer.append(batch)
     if nonfinite:
         logger.warning(
             "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with --drop-nonfinite",
@@ -221,13 +224,18 @@ def _append(
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, load: Callable[[SentenceFile], Staged | Skipped], files: Sequence[SentenceFile]
+    pool: ThreadPoolExecutor,
+    load: Callable[[SentenceFile], Staged | Skipped],
+    files: Sequence[SentenceFile],
+    ahead: int,
 ) -> Iterator[Staged | Skipped]:
-    """Yield results in order; drop what is queued as soon as one fails."""
-    futures = [pool.submit(load, file) for file in files]
+    """Yield results in order, while up to `ahead` more are being loaded; drop what is queued as soon as one fails."""
+    waiting = iter(files)
+    futures = deque(pool.submit(load, file) for file in islice(waiting, ahead))
     try:
-        for future in futures:
-            yield future.result()
+        while futures:
+            yield futures.popleft().result()
+            futures.extend(pool.submit(load, file) for file in islice(waiting, 1))
     finally:
         for future in futures:
             future.cancel()

@@ -136,8 +136,8 @@ class Archive:
             OverflowError,
         ) as error:
             raise NpzError(
-                f"{shown(self.path)}: expected an NPZ (zip) archive, found something else or a truncated one ({error}); "
-                "write it again"
+                f"{shown(self.path)}: expected an NPZ (zip) archive, found something else or a truncated one "
+                f"({error}); write it again"
             ) from error
         except OSError as error:
             raise NpzError(f"{shown(self.path)}: cannot be read ({error.strerror or error})") from error
