@@ -12,6 +12,16 @@ from click.testing import CliRunner, Result
 
 from featurestore.commands import main
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="Run the reliability tests in their long form.")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form of the reliability tests is asked for."""
+    return bool(request.config.getoption("--long"))
+
+
 SAMPLE = Path(__file__).parents[1] / "examples" / "dishonesty"
 
 
