@@ -7,7 +7,7 @@ dense for itself, written, and forgotten.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,8 @@ class Batch:
         Its committed metadata.
     sentences : sequence of Staged
         No more than the last shard has room for.
+    folder : Path
+        Where the files are written, by the same names as in the store.
 
     Attributes
     ----------
@@ -115,8 +117,8 @@ class Batch:
         The metadata to commit once the batch is written.
     """
 
-    def __init__(self, path: Path, root: Root, sentences: Sequence[Staged]) -> None:
-        self._path, self._committed, self._sentences = path, root, sentences
+    def __init__(self, path: Path, root: Root, sentences: Sequence[Staged], folder: Path) -> None:
+        self._path, self._committed, self._sentences, self._folder = path, root, sentences, folder
         sizes = dim_sizes(root)
         self._old, self._old_tokens = sizes["sentence"], sizes["token"]
         self._new = self._old + len(sentences)
@@ -126,8 +128,8 @@ class Batch:
         self._kept = self._old - self._first
         self.root = resized(root, self._new, self._tokens)
 
-    def write(self) -> list[Path]:
-        """Write all chunks that the batch touches, and return the files and folders that hold them."""
+    def write(self) -> None:
+        """Write all chunks that the batch touches."""
         with zarr.config.set(_ZARR_CONFIG):
             for name, kind in SENTENCE_COORDS.items():
                 dtype = np.dtypes.StringDType() if kind == "string" else kind
@@ -145,14 +147,6 @@ class Batch:
             lanes = min(MAX_LANES, os.cpu_count() or 1)
             with ThreadPoolExecutor(lanes) as pool:
                 list(pool.map(self._write_tokens, [range(lane, max(lengths), lanes) for lane in range(lanes)]))
-        return [*self._touched()]
-
-    def _touched(self) -> Iterator[Path]:
-        yield self._path / "token"
-        for name, metadata in array_metadata(self.root).items():
-            if metadata["dimension_names"][0] == "sentence":
-                chunks = self._path / name / "c"
-                yield chunks / str(self._old // chunk_shape(self.root, name)[0])
 
     def _write_coord(self, name: str, values: NDArray[Any]) -> None:
         target = self._target(name)
@@ -221,4 +215,4 @@ class Batch:
         chunks = dict(zip(dims, chunk_shape(self.root, name), strict=True))
         rows, tokens = chunks.get("sentence", 1), chunks.get("token", 1)
         whole = resized(self.root, -(-self._new // rows) * rows, -(-self._tokens // tokens) * tokens)
-        return open_array(self._path, whole, name, writable=True)
+        return open_array(self._folder, whole, name, writable=True)

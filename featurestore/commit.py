@@ -1,8 +1,9 @@
 """How a store changes: one writer, whole batches, and a single commit point.
 
-A batch is written through handles on the shape that the arrays are to have; nobody sees it, because the committed
-shape ends before it. Its files and folders are flushed to disk, then the root ``zarr.json`` is replaced, and only then
-the arrays' own metadata, which plain Zarr readers use. What a killed writer left behind is removed by the next.
+A batch is written aside and flushed to disk; then its files are moved into place, which nobody sees, because the
+committed shape ends before them, and because a shard that was half full keeps its sentences. Their folders are flushed,
+then the root ``zarr.json`` is replaced, and only then the arrays' own metadata, which plain Zarr readers use. What a
+killed writer left behind is removed by the next.
 """
 
 from __future__ import annotations
@@ -158,10 +159,20 @@ class Writer:
 
         On any error, what was committed before stays as it was.
         """
-        appended = Batch(self.path, self.root, batch)
-        for path in appended.write():
-            _flush(path)
-        _flush_folders(self.path)
+        aside = self.path / f"batch{PARTIAL}"
+        appended = Batch(self.path, self.root, batch, aside)
+        appended.write()
+        _flush(aside)
+        folders = {self.path}
+        for source in aside.rglob("*"):
+            if source.is_file():
+                target = self.path / source.relative_to(aside)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(target)
+                folders |= {parent for parent in target.parents if parent.is_relative_to(self.path)}
+        for folder in folders:
+            _fsync(folder)
+        shutil.rmtree(aside)
         self._commit(appended.root)
 
     def record_skipped(self, skipped: Sequence[Skipped]) -> None:
@@ -179,8 +190,8 @@ class Writer:
 
     def sweep(self) -> None:
         """Remove what no committed sentence needs: files half-written, and shards beyond the committed shape."""
-        for partial in self.path.rglob(f"*{PARTIAL}"):
-            partial.unlink()
+        for partial in [*self.path.rglob(f"*{PARTIAL}")]:
+            _remove(partial)
         n_tokens = self.coord("n_tokens")
         for name, metadata in array_metadata(self.root).items():
             if metadata["dimension_names"][0] != "sentence":
@@ -189,7 +200,7 @@ class Writer:
             for entry in _entries(self.path / name / "c"):
                 kept = n_tokens[int(entry.name) * rows :][:rows]
                 if len(kept) == 0:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                    _remove(entry)
                 elif name in ARRAY_DIMS and int(entry.name) == self.n_sentences // rows:
                     for token in _entries(entry):
                         if int(token.name) >= kept.max():
@@ -206,6 +217,13 @@ class Writer:
             if not path.is_file() or path.read_bytes() != data:
                 path.parent.mkdir(exist_ok=True)
                 _replace(path, data)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -233,19 +251,10 @@ def _replace(path: Path, data: bytes) -> None:
     _fsync(path.parent)
 
 
-def _flush(*paths: Path) -> None:
-    """Flush files and folders, with all below them, to disk."""
-    below = [entry for path in paths for entry in (path, *path.rglob("*"))]
+def _flush(path: Path) -> None:
+    """Flush a folder with all below it to disk."""
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(_fsync, below))
-
-
-def _flush_folders(path: Path) -> None:
-    for entry in path.iterdir():
-        if entry.is_dir():
-            _fsync(entry)
-            _fsync(entry / "c")
-    _fsync(path)
+        list(pool.map(_fsync, [path, *path.rglob("*")]))
 
 
 def _fsync(path: Path) -> None:
