@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from featurestore.normalize import Normalization
     from featurestore.store import open_store
     from featurestore.strategies import Selection, list_strategies, strategy
+    from featurestore.verification import Problem, verify
 
 _HOMES = {
     "building": ["build"],
@@ -46,6 +47,7 @@ _HOMES = {
     "normalize": ["Normalization"],
     "store": ["open_store"],
     "strategies": ["Selection", "list_strategies", "strategy"],
+    "verification": ["Problem", "verify"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -57,6 +59,7 @@ __all__ = [
     "Normalization",
     "NpzError",
     "ParameterError",
+    "Problem",
     "Selection",
     "SelectionError",
     "SourceError",
@@ -71,6 +74,7 @@ __all__ = [
     "load_dataset",
     "open_store",
     "strategy",
+    "verify",
 ]
 
 

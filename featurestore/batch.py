@@ -65,6 +65,16 @@ class Staged:
     dense: dict[str, NDArray[np.floating]]
     nonzero: list[NonZeros]
 
+    def token(self, name: str, token: int, shape: tuple[int, ...]) -> NDArray[np.floating]:
+        """Return one token's values of an array, dense, in its shape: (H,), (L, H) or (L, F)."""
+        if name != ACTIVATIONS:
+            values: NDArray[np.floating] = self.dense[name][token]
+            return values
+        positions, values = self.nonzero[token]
+        dense = np.zeros(shape, values.dtype)
+        dense.ravel()[positions] = values
+        return dense
+
 
 def stage(sentence: Sentence) -> Staged:
     """Turn tokens round and keep the non-zero activations only."""

@@ -234,6 +234,22 @@ def info(store: Path) -> None:
     click.echo(plain(_describe(inspection.info(store))))
 
 
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--source", type=click.Path(path_type=Path), help="Compare every value with these sentence NPZs, too.")
+@verbosity
+def verify(store: Path, source: Path | None) -> None:
+    """Read everything in a STORE, print what is wrong and where, and exit with 1 if anything is."""
+    from featurestore import verification
+
+    with Progress() as progress:
+        problems = verification.verify(store, source, progress=progress)
+    for problem in problems:
+        click.echo(plain(f"{problem.where}: {problem.what}"))
+    click.echo(plain(f"{store}: {len(problems)} problems" if problems else f"{store}: sound"))
+    click.get_current_context().exit(1 if problems else 0)
+
+
 def _target(path: Path) -> Path:
     """Say what is about to be written, for the case that this fails."""
     click.get_current_context().find_root().obj = path

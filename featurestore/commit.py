@@ -8,7 +8,6 @@ killed writer left behind is removed by the next.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -37,6 +36,8 @@ from featurestore.store import (
     array_metadata,
     chunk_shape,
     dim_sizes,
+    encode,
+    encode_root,
     new_root,
     open_array,
     read_coord,
@@ -127,7 +128,7 @@ class Writer:
             }.items():
                 open_array(path, root, name, writable=True)[:] = np.array(values)
             _flush(path)
-            _replace(path / ROOT, _json(root))
+            _replace(path / ROOT, encode_root(root))
             _fsync(path.parent)
             return cls(path)
         except BaseException:
@@ -207,13 +208,13 @@ class Writer:
                             shutil.rmtree(token)
 
     def _commit(self, root: Root) -> None:
-        _replace(self.path / ROOT, _json(root))
+        _replace(self.path / ROOT, encode_root(root))
         self.root = root
         self._write_array_metadata()
 
     def _write_array_metadata(self) -> None:
         for name, metadata in array_metadata(self.root).items():
-            path, data = self.path / name / ROOT, _json(metadata)
+            path, data = self.path / name / ROOT, encode(metadata)
             if not path.is_file() or path.read_bytes() != data:
                 path.parent.mkdir(exist_ok=True)
                 _replace(path, data)
@@ -234,10 +235,6 @@ def _is_ours(entry: Path) -> bool:
     """Whether an ingest that was killed before its first commit may have left this in the store's folder."""
     names = {*ARRAY_DIMS, *SENTENCE_COORDS, "fragment", "token", "layer", "average_l0", "feature"}
     return entry.name in names or entry.name.endswith(PARTIAL)
-
-
-def _json(value: Root) -> bytes:
-    return json.dumps(value, indent=2).encode()
 
 
 def _replace(path: Path, data: bytes) -> None:

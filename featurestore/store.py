@@ -7,6 +7,7 @@ from the final one (-1), which comes first on disk, so longer sentences grow the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -37,6 +38,7 @@ Root = dict[str, Any]
 """The parsed root ``zarr.json``."""
 
 ROOT = "zarr.json"
+_CHECKSUM = "featurestore_checksum"
 MAX_ROWS = 64
 SENTENCES_PER_CHUNK = 4096
 _BATCH_BYTES = 256 << 20
@@ -124,21 +126,35 @@ def read_root(path: Path) -> Root:
         As `open_store`.
     """
     try:
-        root: Root = json.loads((path / ROOT).read_bytes())
+        data = (path / ROOT).read_bytes()
+        root: Root = json.loads(data)
         version = root["attributes"]["featurestore_schema"]
-        root["consolidated_metadata"]["metadata"]
+        root["attributes"].pop(_CHECKSUM, None)
     except (FileNotFoundError, NotADirectoryError) as error:
         if not path.exists():
             raise StoreNotFoundError(f"{path}: no such store; make it with: ingest FOLDER --store {path}") from error
         raise StoreError(f"{path}: expected a feature store, found something else; check the path") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: its {ROOT} is not that of a feature store; check the path") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path}: its {ROOT} is not that of a feature store, or damaged; check the path") from error
     if version != SCHEMA_VERSION:
         raise StoreError(
             f"{path}: has schema version {version}, this featurestore {__version__} reads {SCHEMA_VERSION}; "
             "upgrade featurestore, or ingest again"
         )
+    if encode_root(root) != data:
+        raise StoreError(f"{path}: its {ROOT} is damaged (checksum); restore it, or ingest into a new store")
     return root
+
+
+def encode_root(root: Root) -> bytes:
+    """Write the root metadata as they are on disk, with a checksum of themselves."""
+    checksum = hashlib.sha256(encode(root)).hexdigest()
+    return encode(root | {"attributes": root["attributes"] | {_CHECKSUM: checksum}})
+
+
+def encode(metadata: dict[str, Any]) -> bytes:
+    """Write metadata as they are on disk."""
+    return json.dumps(metadata, indent=2).encode()
 
 
 def dim_sizes(root: Root) -> dict[str, int]:

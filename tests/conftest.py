@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from featurestore.commands import main
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="Run the reliability tests in their long form.")
 

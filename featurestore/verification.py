@@ -1,0 +1,242 @@
+"""Read everything in a store and say what is wrong with it, and where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore import sentences
+from featurestore.batch import Staged, stage
+from featurestore.errors import NpzError, StoreError, StoreNotFoundError
+from featurestore.npz import Archive
+from featurestore.schema import ACTIVATIONS, ARRAY_DIMS
+from featurestore.store import (
+    ROOT,
+    Root,
+    array_metadata,
+    chunk_shape,
+    dim_sizes,
+    encode,
+    open_array,
+    read_root,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong: a file or a sentence, and what."""
+
+    where: str
+    what: str
+
+
+def verify(
+    store: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress = lambda *_: None,
+) -> list[Problem]:
+    """Check every file of a store: present, whole, and consistent with the others.
+
+    Reads all data once, one shard at a time: checksums, coordinates, that each sentence has its tokens and no others,
+    and the counts of non-finite values. Needs no lock; a store that is being written at the same time may show
+    problems that are gone afterwards.
+
+    Parameters
+    ----------
+    store : path-like
+        The store.
+    source : path-like, optional
+        A folder of sentence NPZs: their values are compared, too, bit for bit.
+    progress : callable
+        Called as ``progress(what, done, total)``.
+
+    Returns
+    -------
+    list of Problem
+        Empty for a sound store.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is nothing at `store`.
+    SourceError
+        If `source` has no sentence NPZs.
+    """
+    path = Path(store)
+    try:
+        root = read_root(path)
+    except StoreNotFoundError:
+        raise
+    except StoreError as error:
+        return [Problem(ROOT, str(error))]
+    coords: dict[str, NDArray[Any]] = {}
+    problems = [*_metadata(path, root), *_coords(path, root, coords)]
+    if problems:
+        return [*problems, *_files(path, root, None)]
+    problems = [*_labels(root, coords), *_files(path, root, coords["n_tokens"])]
+    sources: dict[int, Path] = {}
+    if source is not None:
+        problems += _match(coords, Path(source), sources)
+    return [*problems, *_data(path, root, coords, sources, progress)]
+
+
+def _metadata(path: Path, root: Root) -> Iterator[Problem]:
+    for name, metadata in array_metadata(root).items():
+        file = path / name / ROOT
+        if not file.is_file():
+            yield Problem(f"{name}/{ROOT}", "is missing; the next ingest restores it")
+        elif file.read_bytes() != encode(metadata):
+            yield Problem(f"{name}/{ROOT}", "differs from the root metadata; the next ingest restores it")
+
+
+def _coords(path: Path, root: Root, coords: dict[str, NDArray[Any]]) -> Iterator[Problem]:
+    """Read every coordinate, file by file, into `coords`."""
+    for name in array_metadata(root):
+        if name in ARRAY_DIMS:
+            continue
+        array = open_array(path, root, name)
+        values = np.zeros(array.shape, array.dtype)
+        for file, region in _chunks(root, name):
+            try:
+                if (path / file).is_file():  # a missing one is reported with the files
+                    values[region] = array[region]
+            except (ValueError, RuntimeError, OSError) as error:
+                yield Problem(file, f"is damaged ({error})")
+        coords[name] = values
+
+
+def _labels(root: Root, coords: dict[str, NDArray[Any]]) -> Iterator[Problem]:
+    """Check what the coordinates say against each other."""
+    tokens = dim_sizes(root)["token"]
+    if coords["token"].tolist() != [-1 - position for position in range(tokens)]:
+        yield Problem("token", "does not count back from -1")
+    if len(set(coords["sentence"].tolist())) < len(coords["sentence"]):
+        yield Problem("sentence", "names a sentence twice")
+    for row, (n_tokens, fragments) in enumerate(zip(coords["n_tokens"], coords["fragment"], strict=True)):
+        if not 1 <= n_tokens <= tokens:
+            yield Problem(_sentence(coords, row), f"has {n_tokens} tokens; expected 1 to {tokens}")
+        elif any(fragments[n_tokens:] != ""):
+            yield Problem(_sentence(coords, row), "has fragments beyond its tokens")
+
+
+def _files(path: Path, root: Root, n_tokens: NDArray[np.int64] | None) -> Iterator[Problem]:
+    """Compare the files that are there with those that have to be."""
+    expected = {ROOT}
+    for name in array_metadata(root):
+        expected.add(f"{name}/{ROOT}")
+        for file, region in _chunks(root, name):
+            if n_tokens is None or name not in ARRAY_DIMS or n_tokens[region[0]].max() > region[1].start:
+                expected.add(file)
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    for file in sorted(expected - found):
+        if n_tokens is not None or file.split("/")[0] not in ARRAY_DIMS:
+            yield Problem(file, "is missing")
+    for file in sorted(found - expected):
+        yield Problem(file, "does not belong to the store; the next ingest removes what an interrupted one left")
+
+
+def _match(coords: dict[str, NDArray[Any]], source: Path, sources: dict[int, Path]) -> Iterator[Problem]:
+    """Find the file of each sentence by its digest, and put it into `sources` by row."""
+    rows = {digest: row for row, digest in enumerate(coords["source_digest"].tolist())}
+    for file in sentences.find(source):
+        try:
+            with Archive(file) as archive:
+                row = rows.pop(archive.digest, None)
+        except NpzError as error:
+            yield Problem(file.name, f"cannot be compared: {error}")
+            continue
+        if row is None:
+            yield Problem(file.name, f"of {source} is not in the store, or with other content")
+        else:
+            sources[row] = file
+    for row in rows.values():
+        yield Problem(_sentence(coords, row), f"has no file of its content in {source}")
+
+
+def _data(
+    path: Path, root: Root, coords: dict[str, NDArray[Any]], sources: dict[int, Path], progress: Progress
+) -> Iterator[Problem]:
+    """Read all shards, batch by batch, and compare them with the coordinates and with the sources."""
+    n_tokens = coords["n_tokens"]
+    arrays = {name: open_array(path, root, name) for name in ARRAY_DIMS}
+    rows = chunk_shape(root, ACTIVATIONS)[0]
+    for start in range(0, len(n_tokens), rows):
+        batch = range(start, min(start + rows, len(n_tokens)))
+        progress("verifying sentences", batch.stop, len(n_tokens))
+        expected = yield from _read_sources(coords, {row: sources[row] for row in batch if row in sources})
+        nonfinite = dict.fromkeys(batch, 0)
+        for name, array in arrays.items():
+            for file, region in _chunks(root, name, start // rows):
+                if not (path / file).is_file():
+                    continue
+                try:
+                    values = np.asarray(array[region])
+                except (ValueError, RuntimeError, OSError) as error:
+                    yield Problem(file, f"is damaged ({error})")
+                    nonfinite = {}
+                    continue
+                token = region[1].start
+                for row, stored in zip(batch, values[:, 0], strict=True):
+                    if token >= n_tokens[row]:
+                        if not np.isnan(stored).all():
+                            yield Problem(_sentence(coords, row), f"has values in {file} beyond its tokens")
+                        continue
+                    if row in nonfinite:
+                        nonfinite[row] += stored.size - int(np.count_nonzero(np.isfinite(stored)))
+                    if row in expected:
+                        source = expected[row].token(name, token, array.shape[2:])[region[2]]
+                        if stored.tobytes() != source.tobytes():
+                            yield Problem(_sentence(coords, row), f"differs in {file} from {sources[row].name}")
+        for row, count in nonfinite.items():
+            if count != coords["n_nonfinite"][row]:
+                recorded = coords["n_nonfinite"][row]
+                yield Problem(_sentence(coords, row), f"has {count} non-finite values; {recorded} were ingested")
+
+
+def _read_sources(
+    coords: dict[str, NDArray[Any]], files: dict[int, Path]
+) -> Generator[Problem, None, dict[int, Staged]]:
+    """Read a batch of source files, and compare what they say in words."""
+    staged = {}
+    for row, file in files.items():
+        try:
+            sentence = stage(sentences.read(sentences.scan(file)))
+        except NpzError as error:
+            yield Problem(file.name, f"cannot be compared: {error}")
+            continue
+        staged[row] = sentence
+        differing = [name for name, value in sentence.coords.items() if name != "source" and coords[name][row] != value]
+        if coords["fragment"][row, : len(sentence.fragments)].tolist() != [*sentence.fragments[::-1]]:
+            differing.append("fragment")
+        if differing:
+            yield Problem(_sentence(coords, row), f"{', '.join(differing)} differ from {file.name}")
+    return staged
+
+
+def _chunks(root: Root, name: str, batch: int | None = None) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """Every file of an array, or of one batch of its sentences, and the region that it holds."""
+    shape, sizes = array_metadata(root)[name]["shape"], chunk_shape(root, name)
+    indices = [range(-(-size // chunk)) for size, chunk in zip(shape, sizes, strict=True)]
+    if batch is not None:
+        indices[0] = range(batch, batch + 1)
+    for index in product(*indices):
+        region = tuple(
+            slice(i * chunk, min((i + 1) * chunk, size)) for i, chunk, size in zip(index, sizes, shape, strict=True)
+        )
+        yield f"{name}/c/{'/'.join(map(str, index))}", region
+
+
+def _sentence(coords: dict[str, NDArray[Any]], row: int | np.integer[Any]) -> str:
+    return f"sentence {coords['sentence'][row]} ({coords['source'][row]})"
