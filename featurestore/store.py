@@ -13,6 +13,7 @@ import math
 import os
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,9 +99,10 @@ def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
     path = Path(path)
     root = read_root(path)
     variables = {}
+    n_tokens = read_coord(path, root, "n_tokens")
     for name, metadata in array_metadata(root).items():
         dims = metadata["dimension_names"]
-        array = _Lazy(path, root, name)
+        array = _Lazy(path, root, name, n_tokens)
         if name in ARRAY_DIMS or metadata["data_type"] == "string":
             chunks = tuple(max(1, min(sizes)) for sizes in zip(array.shape, chunk_shape(root, name), strict=True))
             # Named at random, as no content is known yet: an appended store must not be mistaken for the earlier one.
@@ -289,14 +291,19 @@ def new_root(extraction: Extraction, max_tokens: int) -> Root:
 class _Lazy:
     """An array of a store as dask reads it: tokens in reading order (on disk the final one comes first), errors clear.
 
-    Takes a slice, an integer or a list for each dim.
+    Takes a slice, an integer or a list for each dim. A file that is not there would read as padding, so with `n_tokens`
+    (of each sentence) those are looked for that must be.
     """
 
-    def __init__(self, path: Path, root: Root, name: str) -> None:
+    def __init__(self, path: Path, root: Root, name: str, n_tokens: NDArray[np.int64] | None = None) -> None:
         self._path, self._name = path, name
         self._array = open_array(path, root, name)
+        self._files = chunk_shape(root, name)
         dims = array_metadata(root)[name]["dimension_names"]
         self._token_axis = dims.index("token") if "token" in dims else None
+        self._longest = None
+        if name in ARRAY_DIMS and n_tokens is not None and len(n_tokens):
+            self._longest = np.maximum.reduceat(n_tokens, range(0, len(n_tokens), self._files[0]))
         self.shape, self.dtype, self.ndim = self._array.shape, self._array.dtype, self._array.ndim
 
     def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
@@ -312,7 +319,20 @@ class _Lazy:
         values = self._read((*key[:axis], part, *key[axis + 1 :]))
         return np.flip(values, axis - sum(isinstance(index, int) for index in key[:axis]))
 
+    def _missing(self, key: tuple[Any, ...]) -> str | None:
+        """Name a file that must be there to read `key`, and is not."""
+        axes = zip(self.shape, self._files, key, strict=True)
+        parts = [np.unique(np.atleast_1d(np.arange(size)[index]) // chunk) for size, chunk, index in axes]
+        for index in product(*(part.tolist() for part in parts)):
+            file = f"{self._name}/c/{'/'.join(map(str, index))}"
+            padding = self._longest is not None and index[1] >= self._longest[index[0]]
+            if not padding and not (self._path / file).is_file():
+                return file
+        return None
+
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        if (self._longest is not None or self._name not in ARRAY_DIMS) and (file := self._missing(key)):
+            raise StoreError(f"{self._path}: {file} is missing; see `verify`, ingest into a new store")
         basic = all(isinstance(part, int | slice) for part in key)
         for pause in (0.01, 0.1, None):
             try:
@@ -320,8 +340,7 @@ class _Lazy:
             except (ValueError, RuntimeError) as error:
                 # Its checksum fails: damaged, or just being replaced by a writer who appends to the same shard.
                 if pause is None:
-                    raise StoreError(
-                        f"{self._path}: array '{self._name}' is damaged ({error}); ingest into a new store"
-                    ) from error
+                    where = f"{self._path}: array '{self._name}'"
+                    raise StoreError(f"{where} is damaged ({error}); see `verify`, ingest into a new store") from error
                 time.sleep(pause)
         raise AssertionError("unreachable")
