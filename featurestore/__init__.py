@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featurestore.ingestion import ingest
     from featurestore.inspection import info
     from featurestore.normalize import Normalization
-    from featurestore.store import open_store
+    from featurestore.reading import open_store
     from featurestore.strategies import Selection, list_strategies, strategy
     from featurestore.verification import Problem, verify
 
@@ -45,7 +45,7 @@ _HOMES = {
     "ingestion": ["ingest"],
     "inspection": ["info"],
     "normalize": ["Normalization"],
-    "store": ["open_store"],
+    "reading": ["open_store"],
     "strategies": ["Selection", "list_strategies", "strategy"],
     "verification": ["Problem", "verify"],
 }

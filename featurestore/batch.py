@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from featurestore.reading import open_array, read_coord
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, EMBEDDINGS, HIDDEN_STATES, Sentence
 from featurestore.store import (
     SENTENCE_COORDS,
@@ -23,8 +24,6 @@ from featurestore.store import (
     array_metadata,
     chunk_shape,
     dim_sizes,
-    open_array,
-    read_coord,
     resized,
 )
 

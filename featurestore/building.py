@@ -13,9 +13,10 @@ import numpy as np
 from featurestore import datasets
 from featurestore import normalize as normalization
 from featurestore.errors import NonFiniteError, SelectionError
+from featurestore.layers import format_layers
+from featurestore.reading import open_store
 from featurestore.schema import ACTIVATIONS, HIDDEN_STATES, SCHEMA_VERSION, __version__
-from featurestore.store import open_store
-from featurestore.strategies import Selection, format_layers, get_strategy
+from featurestore.strategies import Selection, get_strategy
 
 if TYPE_CHECKING:
     import xarray as xr

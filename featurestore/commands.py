@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from featurestore.errors import FeatureStoreError, ParameterError
+from featurestore.layers import Layers
 from featurestore.schema import __version__
-from featurestore.strategies import Layers, list_strategies
+from featurestore.strategies import list_strategies
 
 if TYPE_CHECKING:
     from types import TracebackType

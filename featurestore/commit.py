@@ -23,6 +23,7 @@ import numpy as np
 
 from featurestore.batch import Batch, Staged
 from featurestore.errors import StoreBusyError, StoreError
+from featurestore.reading import open_array, read_coord
 from featurestore.schema import (
     ACTIVATIONS,
     ARRAY_DIMS,
@@ -39,8 +40,6 @@ from featurestore.store import (
     encode,
     encode_root,
     new_root,
-    open_array,
-    read_coord,
     read_root,
 )
 

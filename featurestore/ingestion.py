@@ -16,8 +16,9 @@ from featurestore.batch import Staged, stage
 from featurestore.commit import Writer
 from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, shown
 from featurestore.npz import Archive
+from featurestore.reading import extraction_of
 from featurestore.schema import SentenceFile, Skipped
-from featurestore.store import extraction_of, is_store
+from featurestore.store import is_store
 
 logger = logging.getLogger(__name__)
 

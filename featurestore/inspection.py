@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.reading import open_store
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, FINAL_TOKEN
-from featurestore.store import open_store
 
 if TYPE_CHECKING:
     import os

@@ -1,4 +1,4 @@
-"""What a store is on disk, and how to open it.
+"""What a store is on disk: its layout and its metadata.
 
 A store is one Zarr v3 group. Its root ``zarr.json`` holds, as consolidated metadata, the shapes and codecs of all
 arrays: that one file says what the store contains, and replacing it is what commits an ingest. Tokens count back
@@ -10,12 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import time
 import warnings
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +26,6 @@ from featurestore.schema import (
     Extraction,
     __version__,
 )
-
-if TYPE_CHECKING:
-    import xarray as xr
-    import zarr
-    from numpy.typing import NDArray
 
 Root = dict[str, Any]
 """The parsed root ``zarr.json``."""
@@ -56,62 +48,6 @@ SENTENCE_COORDS = {
     "source_digest": "string",
 }
 """Coordinates along `sentence`, with their dtypes."""
-
-
-def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Open a store as one labelled, lazy dataset.
-
-    Parameters
-    ----------
-    path : str or path-like
-        The store, as `ingest` made it.
-
-    Returns
-    -------
-    xarray.Dataset
-        Lazy: only the coordinates that are numbers are read; the rest are dask arrays, one chunk a file. Variables,
-        in the dtypes of their source (float16 or float32):
-
-        - `embeddings` (sentence, token, hidden): before the first block;
-        - `hidden_states` (sentence, token, layer, hidden): residual stream after the layer;
-        - `activations` (sentence, token, layer, feature): SAE features, 0 where inactive.
-
-        Coordinates: `sentence` (the sentence_index), `token` (in reading order, the final one last, labelled -1),
-        `layer` (a layer with several SAEs several times), `average_l0` (layer), `feature`, and for each sentence
-        `label`, `text`, `n_tokens`, `n_nonfinite`, `source` (file name), `source_digest`; `fragment` (sentence,
-        token). Tokens that a sentence does not have are NaN.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If there is nothing at `path`.
-    StoreError
-        If it is something else, or of a newer schema.
-
-    Examples
-    --------
-    >>> ds = open_store("stores/dishonesty.zarr")  # doctest: +SKIP
-    >>> ds.hidden_states.sel(layer=12, token=-1)  # doctest: +SKIP
-    """
-    import dask.array as da
-    import xarray as xr
-
-    path = Path(path)
-    root = read_root(path)
-    variables = {}
-    n_tokens = read_coord(path, root, "n_tokens")
-    for name, metadata in array_metadata(root).items():
-        dims = metadata["dimension_names"]
-        array = _Lazy(path, root, name, n_tokens)
-        if name in ARRAY_DIMS or metadata["data_type"] == "string":
-            chunks = tuple(max(1, min(sizes)) for sizes in zip(array.shape, chunk_shape(root, name), strict=True))
-            # Named at random, as no content is known yet: an appended store must not be mistaken for the earlier one.
-            variables[name] = dims, da.from_array(array, chunks, name=False)
-        else:
-            variables[name] = dims, array[(slice(None),)]
-    data = {name: variables.pop(name) for name in ARRAY_DIMS}
-    attributes = {name: value for name, value in root["attributes"].items() if name != "coordinates"}
-    return xr.Dataset(data, variables, attributes).isel()
 
 
 def is_store(path: Path) -> bool:
@@ -193,27 +129,6 @@ def resized(root: Root, sentences: int, tokens: int) -> Root:
     return root | {"consolidated_metadata": root["consolidated_metadata"] | {"metadata": arrays}}
 
 
-def open_array(path: Path, root: Root, name: str, *, writable: bool = False) -> zarr.Array[Any]:
-    """Return a handle on an array with the shape that `root` says, whatever is committed on disk."""
-    import zarr
-    from zarr.storage import LocalStore, StorePath
-
-    return zarr.Array.from_dict(StorePath(LocalStore(path, read_only=not writable), name), array_metadata(root)[name])
-
-
-def read_coord(path: Path, root: Root, name: str) -> NDArray[Any]:
-    """Read a coordinate whole."""
-    return _Lazy(path, root, name)[(slice(None),)]
-
-
-def extraction_of(path: Path, root: Root) -> Extraction:
-    """What all sentences of a store share."""
-    sizes = dim_sizes(root)
-    layers, average_l0s = (read_coord(path, root, name).tolist() for name in ("layer", "average_l0"))
-    dtypes = tuple(array_metadata(root)[name]["data_type"] for name in ARRAY_DIMS)
-    return Extraction(tuple(layers), tuple(average_l0s), sizes["hidden"], sizes["feature"], dtypes)
-
-
 def new_root(extraction: Extraction, max_tokens: int) -> Root:
     """Lay out an empty store.
 
@@ -286,61 +201,3 @@ def new_root(extraction: Extraction, max_tokens: int) -> Root:
     assert buffer is not None  # just written
     root: Root = json.loads(buffer.to_bytes())
     return root
-
-
-class _Lazy:
-    """An array of a store as dask reads it: tokens in reading order (on disk the final one comes first), errors clear.
-
-    Takes a slice, an integer or a list for each dim. A file that is not there would read as padding, so with `n_tokens`
-    (of each sentence) those are looked for that must be.
-    """
-
-    def __init__(self, path: Path, root: Root, name: str, n_tokens: NDArray[np.int64] | None = None) -> None:
-        self._path, self._name = path, name
-        self._array = open_array(path, root, name)
-        self._files = chunk_shape(root, name)
-        dims = array_metadata(root)[name]["dimension_names"]
-        self._token_axis = dims.index("token") if "token" in dims else None
-        self._longest = None
-        if name in ARRAY_DIMS and n_tokens is not None and len(n_tokens):
-            self._longest = np.maximum.reduceat(n_tokens, range(0, len(n_tokens), self._files[0]))
-        self.shape, self.dtype, self.ndim = self._array.shape, self._array.dtype, self._array.ndim
-
-    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        axis = self._token_axis
-        if axis is None:
-            return self._read(key)
-        tokens, on_disk = key[axis], range(self.shape[axis])[::-1]
-        if not isinstance(tokens, slice):
-            token = on_disk[tokens] if isinstance(tokens, int) else [on_disk[i] for i in tokens]
-            return self._read((*key[:axis], token, *key[axis + 1 :]))
-        forward = on_disk[tokens][::-1]
-        part = slice(forward.start, forward.stop, forward.step) if forward else slice(0)
-        values = self._read((*key[:axis], part, *key[axis + 1 :]))
-        return np.flip(values, axis - sum(isinstance(index, int) for index in key[:axis]))
-
-    def _missing(self, key: tuple[Any, ...]) -> str | None:
-        """Name a file that must be there to read `key`, and is not."""
-        axes = zip(self.shape, self._files, key, strict=True)
-        parts = [np.unique(np.atleast_1d(np.arange(size)[index]) // chunk) for size, chunk, index in axes]
-        for index in product(*(part.tolist() for part in parts)):
-            file = f"{self._name}/c/{'/'.join(map(str, index))}"
-            padding = self._longest is not None and index[1] >= self._longest[index[0]]
-            if not padding and not (self._path / file).is_file():
-                return file
-        return None
-
-    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        if (self._longest is not None or self._name not in ARRAY_DIMS) and (file := self._missing(key)):
-            raise StoreError(f"{self._path}: {file} is missing; see `verify`, ingest into a new store")
-        basic = all(isinstance(part, int | slice) for part in key)
-        for pause in (0.01, 0.1, None):
-            try:
-                return np.asarray(self._array[key] if basic else self._array.oindex[key])
-            except (ValueError, RuntimeError) as error:
-                # Its checksum fails: damaged, or just being replaced by a writer who appends to the same shard.
-                if pause is None:
-                    where = f"{self._path}: array '{self._name}'"
-                    raise StoreError(f"{where} is damaged ({error}); see `verify`, ingest into a new store") from error
-                time.sleep(pause)
-        raise AssertionError("unreachable")

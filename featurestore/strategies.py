@@ -7,168 +7,34 @@ conformance tests; nothing else has to change.
 
 from __future__ import annotations
 
-import inspect
-import operator
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import NoneType, SimpleNamespace, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 from featurestore.errors import ParameterError, SelectionError
+from featurestore.layers import Layers, format_layers, runs
+from featurestore.registry import Selection, get_strategy, list_strategies, strategy
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS, FINAL_TOKEN, HIDDEN_STATES
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Layers = tuple[int, ...]
+__all__ = [
+    "Selection",
+    "embedding_to_feature",
+    "final",
+    "final_activation",
+    "final_hidden_states",
+    "get_strategy",
+    "hidden_to_concept",
+    "hidden_to_feature",
+    "list_strategies",
+    "sae_positions",
+    "strategy",
+]
 
 TargetLayer = Annotated[int, "Layer of the SAE feature that is y."]
 TargetFeature = Annotated[int, "SAE feature that is y."]
 AverageL0 = Annotated[int | None, "Which SAE of the target layer, by its average L0, where it has several."]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The two sides of a dataset, lazy and labelled; what they are is read off their names and coordinates.
-
-    Attributes
-    ----------
-    X : xarray.DataArray
-        Dims `sentence` first, then any; flattened to 2-D in that order.
-    y : xarray.DataArray
-        Dim `sentence`.
-    """
-
-    X: xr.DataArray
-    y: xr.DataArray
-
-
-@dataclass(frozen=True)
-class Option:
-    """A keyword-only parameter of a strategy."""
-
-    name: str
-    type: Any
-    help: str
-    required: bool
-
-    @property
-    def flag(self) -> str:
-        """Its spelling on the command line."""
-        return f"--{self.name.replace('_', '-')}"
-
-    def convert(self, value: object) -> object:
-        """Validate a value, from Python or from the command line.
-
-        Raises
-        ------
-        ParameterError
-            If it is not of the option's type.
-        """
-        if self.type is Layers:
-            return parse_layers(value) if isinstance(value, str) else _layers(value)
-        if self.type is int:
-            return _integer(self.flag, value)
-        if not isinstance(value, self.type):
-            raise ParameterError(f"{self.flag}: expected {self.type.__name__}, found {value!r}")
-        return value
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """A registered strategy."""
-
-    name: str
-    select: Callable[..., Selection]
-    options: tuple[Option, ...]
-
-    @property
-    def summary(self) -> str:
-        """First line of its docstring."""
-        return (inspect.getdoc(self.select) or "").partition("\n")[0]
-
-    def parameters(self, given: Mapping[str, object]) -> dict[str, Any]:
-        """Validate options by name; those that are None count as not given.
-
-        Raises
-        ------
-        ParameterError
-            If one is unknown, missing or of the wrong type.
-        """
-        given = {name: value for name, value in given.items() if value is not None}
-        options = {option.name: option for option in self.options}
-        takes = ", ".join(option.flag for option in self.options) or "none"
-        for name in given:
-            if name not in options:
-                raise ParameterError(f"--{name.replace('_', '-')}: {self.name} takes no such option; it takes {takes}")
-        missing = [option.flag for option in self.options if option.required and option.name not in given]
-        if missing:
-            raise ParameterError(f"{self.name} needs {' and '.join(missing)}; it takes {takes}")
-        return {name: options[name].convert(value) for name, value in given.items()}
-
-
-_REGISTRY: dict[str, Strategy] = {}
-
-
-def strategy(name: str) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
-    """Register a strategy: a function of a dataset and annotated, keyword-only options.
-
-    Parameters
-    ----------
-    name : str
-        As in ``--strategy``.
-
-    Raises
-    ------
-    ValueError
-        If the name is taken, the function has no docstring, or an option lacks its type or help text.
-    """
-
-    def register(select: Callable[..., Selection]) -> Callable[..., Selection]:
-        if name in _REGISTRY:
-            raise ValueError(f"strategy {name!r} is registered already")
-        if not inspect.getdoc(select):
-            raise ValueError(f"strategy {name!r} needs a docstring")
-        _, *parameters = inspect.signature(select).parameters.values()
-        _REGISTRY[name] = Strategy(name, select, _options(name, parameters, select.__globals__))
-        return select
-
-    return register
-
-
-def list_strategies() -> dict[str, Strategy]:
-    """All registered strategies by name."""
-    return dict(_REGISTRY)
-
-
-def get_strategy(name: str) -> Strategy:
-    """Look a strategy up.
-
-    Raises
-    ------
-    ParameterError
-        If there is none of that name.
-    """
-    if name not in _REGISTRY:
-        raise ParameterError(f"strategy: expected one of {', '.join(_REGISTRY)}, found {name!r}")
-    return _REGISTRY[name]
-
-
-def _options(name: str, parameters: Sequence[inspect.Parameter], namespace: dict[str, Any]) -> tuple[Option, ...]:
-    annotated = SimpleNamespace(__annotations__={parameter.name: parameter.annotation for parameter in parameters})
-    hints = get_type_hints(annotated, namespace, include_extras=True)
-    options = []
-    for parameter in parameters:
-        hint = hints.get(parameter.name)
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or get_origin(hint) is not Annotated:
-            raise ValueError(f"strategy {name!r}: {parameter.name} must be keyword-only and Annotated[type, help]")
-        base, text = get_args(hint)
-        if isinstance(base, UnionType):
-            (base,) = (kind for kind in get_args(base) if kind is not NoneType)
-        options.append(Option(parameter.name, base, text, parameter.default is inspect.Parameter.empty))
-    return tuple(options)
 
 
 @strategy("embedding-to-feature")
@@ -244,8 +110,8 @@ def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> xr.Data
 
     positions = [sae_positions(ds, layer)[0] for layer in layers]
     # Runs of neighbours, because dask reads a slice of a shard, but for a list of layers all of it.
-    runs = [slice(run[0], run[-1] + 1) for run in _runs(positions)]
-    states = [final(ds[HIDDEN_STATES], layer=run) for run in runs]
+    slices = [slice(run[0], run[-1] + 1) for run in runs(positions)]
+    states = [final(ds[HIDDEN_STATES], layer=part) for part in slices]
     return xr.concat(states, dim="layer", coords="minimal", compat="override", join="override")
 
 
@@ -297,63 +163,3 @@ def sae_positions(ds: xr.Dataset, layer: int | None) -> list[int]:
         available = format_layers(tuple(dict.fromkeys(layers)))
         raise SelectionError(f"has no layer {layer}: choose from {available}")
     return positions
-
-
-def parse_layers(text: str) -> Layers:
-    """Read a layer specification: numbers and inclusive ranges, separated by commas, none twice.
-
-    Raises
-    ------
-    ParameterError
-        If `text` is something else.
-
-    Examples
-    --------
-    >>> parse_layers("0-2,10,15-17")
-    (0, 1, 2, 10, 15, 16, 17)
-    """
-    layers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
-        if not match:
-            raise ParameterError(f"layers {text!r}: expected numbers and ranges such as 0-2,10,15-17, found {part!r}")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise ParameterError(f"layers {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
-        layers.extend(range(first, last + 1))
-    return _layers(layers)
-
-
-def format_layers(layers: Layers) -> str:
-    """Write layers as `parse_layers` reads them, in the same order."""
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in _runs(layers))
-
-
-def _layers(value: object) -> Layers:
-    values = [value] if isinstance(value, int) else value
-    if not isinstance(values, Sequence) or not values:
-        raise ParameterError(f"layers {value!r}: expected text such as 0-2,10,15-17, or a sequence of integers")
-    layers = tuple(_integer("layers", layer) for layer in values)
-    if repeated := [layer for layer, count in Counter(layers).items() if count > 1]:
-        raise ParameterError(f"layers: {', '.join(map(str, repeated))} named twice; name each layer once")
-    return layers
-
-
-def _integer(name: str, value: object) -> int:
-    if isinstance(value, bool):
-        raise ParameterError(f"{name}: expected an integer, found {value!r}")
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ParameterError(f"{name}: expected an integer, found {value!r}") from error
-
-
-def _runs(numbers: Sequence[int]) -> list[list[int]]:
-    """Split into runs of consecutive, ascending numbers."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return runs

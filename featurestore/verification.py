@@ -15,6 +15,7 @@ from featurestore import sentences
 from featurestore.batch import Staged, stage
 from featurestore.errors import NpzError, StoreError, StoreNotFoundError
 from featurestore.npz import Archive
+from featurestore.reading import open_array
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS
 from featurestore.store import (
     ROOT,
@@ -23,7 +24,6 @@ from featurestore.store import (
     chunk_shape,
     dim_sizes,
     encode,
-    open_array,
     read_root,
 )
 

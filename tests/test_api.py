@@ -13,7 +13,7 @@ import pytest
 from conftest import SAMPLE, write_folder, write_sentence
 
 import featurestore
-from featurestore import inspection
+from featurestore import inspection, registry
 
 ROOT = Path(featurestore.__file__).parents[1]
 
@@ -145,9 +145,7 @@ def test_readme_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
-    from featurestore import strategies
-
-    monkeypatch.setattr(strategies, "_REGISTRY", dict(strategies._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     namespace: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import featurestore
-from featurestore import building, normalize, store
+from featurestore import building, normalize, registry, store
 from featurestore import strategies as module
-from featurestore.strategies import Layers, Selection, Strategy
+from featurestore.layers import Layers
+from featurestore.registry import Selection, Strategy
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -309,7 +310,7 @@ def test_a_strategy_makes_what_the_training_stage_reads(strategy: Strategy, samp
 
 
 def test_a_new_strategy_is_one_function(sample_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     @featurestore.strategy("text-length")
     def text_length(ds: xr.Dataset, *, at_least: Annotated[int, "Shorter ones count as this."] = 0) -> Selection:

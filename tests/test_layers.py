@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore import ParameterError
-from featurestore.strategies import format_layers, parse_layers
+from featurestore.layers import format_layers, parse_layers
 
 numbers = st.integers(0, 999)
 

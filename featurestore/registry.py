@@ -1,0 +1,157 @@
+"""How strategies are registered, and what follows from their signatures: options, help, validation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType, SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+from featurestore.errors import ParameterError
+from featurestore.layers import Layers, integer, layer_tuple, parse_layers
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The two sides of a dataset, lazy and labelled; what they are is read off their names and coordinates.
+
+    Attributes
+    ----------
+    X : xarray.DataArray
+        Dims `sentence` first, then any; flattened to 2-D in that order.
+    y : xarray.DataArray
+        Dim `sentence`.
+    """
+
+    X: xr.DataArray
+    y: xr.DataArray
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword-only parameter of a strategy."""
+
+    name: str
+    type: Any
+    help: str
+    required: bool
+
+    @property
+    def flag(self) -> str:
+        """Its spelling on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    def convert(self, value: object) -> object:
+        """Validate a value, from Python or from the command line.
+
+        Raises
+        ------
+        ParameterError
+            If it is not of the option's type.
+        """
+        if self.type is Layers:
+            return parse_layers(value) if isinstance(value, str) else layer_tuple(value)
+        if self.type is int:
+            return integer(self.flag, value)
+        if not isinstance(value, self.type):
+            raise ParameterError(f"{self.flag}: expected {self.type.__name__}, found {value!r}")
+        return value
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A registered strategy."""
+
+    name: str
+    select: Callable[..., Selection]
+    options: tuple[Option, ...]
+
+    @property
+    def summary(self) -> str:
+        """First line of its docstring."""
+        return (inspect.getdoc(self.select) or "").partition("\n")[0]
+
+    def parameters(self, given: Mapping[str, object]) -> dict[str, Any]:
+        """Validate options by name; those that are None count as not given.
+
+        Raises
+        ------
+        ParameterError
+            If one is unknown, missing or of the wrong type.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        options = {option.name: option for option in self.options}
+        takes = ", ".join(option.flag for option in self.options) or "none"
+        for name in given:
+            if name not in options:
+                raise ParameterError(f"--{name.replace('_', '-')}: {self.name} takes no such option; it takes {takes}")
+        missing = [option.flag for option in self.options if option.required and option.name not in given]
+        if missing:
+            raise ParameterError(f"{self.name} needs {' and '.join(missing)}; it takes {takes}")
+        return {name: options[name].convert(value) for name, value in given.items()}
+
+
+_REGISTRY: dict[str, Strategy] = {}
+
+
+def strategy(name: str) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
+    """Register a strategy: a function of a dataset and annotated, keyword-only options.
+
+    Parameters
+    ----------
+    name : str
+        As in ``--strategy``.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, the function has no docstring, or an option lacks its type or help text.
+    """
+
+    def register(select: Callable[..., Selection]) -> Callable[..., Selection]:
+        if name in _REGISTRY:
+            raise ValueError(f"strategy {name!r} is registered already")
+        if not inspect.getdoc(select):
+            raise ValueError(f"strategy {name!r} needs a docstring")
+        _, *parameters = inspect.signature(select).parameters.values()
+        _REGISTRY[name] = Strategy(name, select, _options(name, parameters, select.__globals__))
+        return select
+
+    return register
+
+
+def list_strategies() -> dict[str, Strategy]:
+    """All registered strategies by name."""
+    return dict(_REGISTRY)
+
+
+def get_strategy(name: str) -> Strategy:
+    """Look a strategy up.
+
+    Raises
+    ------
+    ParameterError
+        If there is none of that name.
+    """
+    if name not in _REGISTRY:
+        raise ParameterError(f"strategy: expected one of {', '.join(_REGISTRY)}, found {name!r}")
+    return _REGISTRY[name]
+
+
+def _options(name: str, parameters: Sequence[inspect.Parameter], namespace: dict[str, Any]) -> tuple[Option, ...]:
+    annotated = SimpleNamespace(__annotations__={parameter.name: parameter.annotation for parameter in parameters})
+    hints = get_type_hints(annotated, namespace, include_extras=True)
+    options = []
+    for parameter in parameters:
+        hint = hints.get(parameter.name)
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or get_origin(hint) is not Annotated:
+            raise ValueError(f"strategy {name!r}: {parameter.name} must be keyword-only and Annotated[type, help]")
+        base, text = get_args(hint)
+        if isinstance(base, UnionType):
+            (base,) = (kind for kind in get_args(base) if kind is not NoneType)
+        options.append(Option(parameter.name, base, text, parameter.default is inspect.Parameter.empty))
+    return tuple(options)
