@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from featurestore.reading import open_array, read_coord
+from featurestore.reading import open_array
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, EMBEDDINGS, HIDDEN_STATES, Sentence
 from featurestore.store import (
     SENTENCE_COORDS,
@@ -151,8 +151,8 @@ class Batch:
                 labels = self._target("token")
                 labels[:] = -1 - np.arange(labels.shape[0])
 
-            lengths = [*read_coord(self._path, self._committed, "n_tokens")[self._first :]]
-            lengths += [len(staged.nonzero) for staged in self._sentences]
+            kept = np.asarray(open_array(self._path, self._committed, "n_tokens")[self._first :])
+            lengths = kept.tolist() + [len(staged.nonzero) for staged in self._sentences]
             lanes = min(MAX_LANES, os.cpu_count() or 1)
             with ThreadPoolExecutor(lanes) as pool:
                 list(pool.map(self._write_tokens, [range(lane, max(lengths), lanes) for lane in range(lanes)]))
