@@ -40,7 +40,7 @@ _ZARR_CONFIG = {
     "array.write_empty_chunks": True,
 }
 
-NonZeros = tuple["NDArray[np.intp]", "NDArray[np.floating]"]
+NonZeros = tuple["NDArray[np.integer]", "NDArray[np.floating]"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ class Staged:
     fragments: tuple[str, ...]
     dense: dict[str, NDArray[np.floating]]
     nonzero: list[NonZeros]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its arrays hold."""
+        arrays = [*self.dense.values(), *(array for pair in self.nonzero for array in pair)]
+        return sum(array.nbytes for array in arrays)
 
     def token(self, name: str, token: int, shape: tuple[int, ...]) -> NDArray[np.floating]:
         """Return one token's values of an array, dense, in its shape: (H,), (L, H) or (L, F)."""
@@ -100,7 +106,7 @@ def _nonzero(token: NDArray[np.floating]) -> NonZeros:
     flat = token.ravel()
     # Bits rather than values: -0.0 is kept, and comparing integers is faster.
     positions = np.flatnonzero(flat.view(f"u{flat.itemsize}") != 0)
-    return positions, flat[positions]
+    return positions.astype(np.uint32 if flat.size <= 1 << 32 else np.uint64), flat[positions]
 
 
 class Batch:
@@ -196,18 +202,19 @@ class Batch:
 
     def _fill(
         self, shard: NDArray[Any], token: int, earlier: int, start: int, stop: int
-    ) -> list[tuple[int, NDArray[np.intp]]]:
+    ) -> list[tuple[int, NDArray[np.integer]]]:
         """Put non-zero activations into a shard of zeros, and say where.
 
         Rows that had the `earlier` token, and do not have this one, become NaN for good.
         """
-        filled = []
+        filled: list[tuple[int, NDArray[np.integer]]] = []
         for row, staged in enumerate(self._sentences, self._kept):
             if token < len(staged.nonzero):
                 positions, values = staged.nonzero[token]
-                inside = slice(*np.searchsorted(positions, (start, stop)))
-                shard[row, positions[inside] - start] = values[inside]
-                filled.append((row, positions[inside] - start))
+                inside = slice(*np.searchsorted(positions, np.array([start, stop], positions.dtype)))
+                local = positions[inside] - positions.dtype.type(start)
+                shard[row, local] = values[inside]
+                filled.append((row, local))
             elif earlier < len(staged.nonzero):
                 shard[row] = np.nan
         return filled

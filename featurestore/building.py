@@ -89,13 +89,14 @@ def build(
         selection = chosen.select(ds, **arguments)
     except SelectionError as error:
         raise SelectionError(f"{store}: {error}") from None
-    X, y = _inputs(selection), selection.y.data
-    rows, dropped, X = _finite_rows(X, y, ds["sentence"].values, drop_nonfinite)
+    X, y = _inputs(selection), np.asarray(selection.y.data)
+    rows, dropped = _finite_rows(X, y, ds["sentence"].values, drop_nonfinite)
+    if not np.array_equal(rows, np.arange(len(X))):
+        X = X[rows]
     fitted = normalization.fit(normalize, X)
-    labels = np.asarray(y)[rows]
     dataset = datasets.Dataset(
         da.map_blocks(fitted.transform, X, dtype=np.float32, meta=np.empty((0, 0), np.float32)),
-        labels.astype(np.int64 if labels.dtype.kind in "iu" else np.float32),
+        y[rows].astype(np.int64 if y.dtype.kind in "iu" else np.float32),
         _metadata(Path(store), strategy, ds, selection, X.shape[1], rows, dropped),
         fitted,
     )
@@ -121,21 +122,21 @@ def _inputs(selection: Selection) -> da.Array:
 
 
 def _finite_rows(
-    X: da.Array, y: da.Array | NDArray[Any], sentence: NDArray[np.int64], drop: bool
-) -> tuple[NDArray[np.intp], NDArray[np.int64], da.Array]:
-    """Return the rows to use, the sentences dropped, and X of these rows."""
-    finite = da.isfinite(X).all(axis=1).compute() & np.isfinite(np.asarray(y))
-    bad = sentence[~finite]
+    X: da.Array, y: NDArray[Any], sentence: NDArray[np.int64], drop: bool
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Return the rows to use, in the order of their sentence_index, and the sentences dropped."""
+    finite = da.isfinite(X).all(axis=1).compute() & np.isfinite(y)
+    order = np.argsort(sentence)
+    bad = np.sort(sentence[~finite])
     if len(bad) == 0:
-        return np.arange(len(finite)), bad, X
+        return order, bad
     some = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
     found = f"{len(bad)} of {len(finite)} sentences have NaN or infinite values (sentence_index {some})"
     if not drop:
         raise NonFiniteError(f"{found}, which no dataset may hold; leave them out with --drop-nonfinite")
     if len(bad) == len(finite):
         raise NonFiniteError(f"{found}, so none is left; extract them again in float32")
-    rows = np.flatnonzero(finite)
-    return rows, bad, X[rows]
+    return order[finite[order]], bad
 
 
 def _metadata(

@@ -15,7 +15,7 @@ import click
 
 from featurestore.errors import FeatureStoreError, ParameterError
 from featurestore.layers import Layers
-from featurestore.schema import __version__
+from featurestore.schema import NORMALIZATIONS, __version__
 from featurestore.strategies import list_strategies
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from featurestore.inspection import StoreInfo
 
 logger = logging.getLogger("featurestore")
-
-NORMALIZATIONS = ["standardize", "minmax", "none"]
 
 
 def plain(text: str) -> str:

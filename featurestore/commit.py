@@ -26,13 +26,11 @@ from featurestore.errors import StoreBusyError, StoreError
 from featurestore.reading import open_array, read_coord
 from featurestore.schema import (
     ACTIVATIONS,
-    ARRAY_DIMS,
     Extraction,
     Skipped,
 )
 from featurestore.store import (
     ROOT,
-    SENTENCE_COORDS,
     Root,
     array_metadata,
     chunk_shape,
@@ -59,6 +57,7 @@ def exclusive(path: Path, wait: bool) -> Iterator[None]:
     StoreBusyError
         If another process holds it and `wait` is false.
     """
+    path = path.absolute()
     missing = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.with_name(f"{path.name}.lock")
@@ -103,11 +102,12 @@ class Writer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.root = read_root(path)
+        self._new = False
         self.sweep()
         self._write_array_metadata()
 
     @classmethod
-    def create(cls, path: Path, extraction: Extraction, max_tokens: int) -> Writer:
+    def create(cls, path: Path, extraction: Extraction) -> Writer:
         """Make an empty store.
 
         Raises
@@ -115,24 +115,31 @@ class Writer:
         StoreError
             If there is something else at `path`.
         """
-        if path.exists() and (not path.is_dir() or any(not _is_ours(entry) for entry in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise StoreError(f"{path}: expected a feature store or nothing, found something else; choose another path")
-        root = new_root(extraction, max_tokens)
+        root = new_root(extraction)
+        aside = path.with_name(path.name + PARTIAL)
+        _remove(aside)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            aside.mkdir(parents=True)
             for name, values in {
                 "layer": extraction.layers,
                 "average_l0": extraction.average_l0s,
                 "feature": range(extraction.features),
             }.items():
-                open_array(path, root, name, writable=True)[:] = np.array(values)
-            _flush(path)
-            _replace(path / ROOT, encode_root(root))
-            _fsync(path.parent)
-            return cls(path)
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
+                open_array(aside, root, name, writable=True)[:] = np.array(values)
+            for name, metadata in array_metadata(root).items():
+                (aside / name).mkdir(exist_ok=True)
+                (aside / name / ROOT).write_bytes(encode(metadata))
+            (aside / ROOT).write_bytes(encode_root(root))
+            _flush(aside)
+            aside.replace(path)
+        finally:
+            _remove(aside)
+        _fsync(path.parent)
+        writer = cls(path)
+        writer._new = True
+        return writer
 
     @property
     def n_sentences(self) -> int:
@@ -182,29 +189,29 @@ class Writer:
             self._commit(self.root | {"attributes": self.root["attributes"] | entries})
 
     def discard(self) -> None:
-        """Remove what is not committed; with no sentence committed, the whole store."""
-        if self.n_sentences:
-            self.sweep()
-        else:
+        """Remove what is not committed; the whole store, if this writer made it and committed nothing."""
+        if self._new and not self.n_sentences:
             shutil.rmtree(self.path)
+        else:
+            self.sweep()
 
     def sweep(self) -> None:
-        """Remove what no committed sentence needs: files half-written, and shards beyond the committed shape."""
-        for partial in [*self.path.rglob(f"*{PARTIAL}")]:
+        """Remove what no committed sentence needs: files half-written, and chunks beyond the committed shape."""
+        for partial in [*self.path.glob(f"*{PARTIAL}"), *self.path.glob(f"*/*{PARTIAL}")]:
             _remove(partial)
         n_tokens = self.coord("n_tokens")
         for name, metadata in array_metadata(self.root).items():
             if metadata["dimension_names"][0] != "sentence":
                 continue
-            rows = chunk_shape(self.root, name)[0]
-            for entry in _entries(self.path / name / "c"):
-                kept = n_tokens[int(entry.name) * rows :][:rows]
+            rows, *others = chunk_shape(self.root, name)
+            for row, entry in _chunks(self.path / name / "c"):
+                kept = n_tokens[row * rows :][:rows]
                 if len(kept) == 0:
                     _remove(entry)
-                elif name in ARRAY_DIMS and int(entry.name) == self.n_sentences // rows:
-                    for token in _entries(entry):
-                        if int(token.name) >= kept.max():
-                            shutil.rmtree(token)
+                elif metadata["dimension_names"][1:2] == ["token"] and row == self.n_sentences // rows:
+                    for token, below in _chunks(entry):
+                        if token * others[0] >= kept.max():
+                            _remove(below)
 
     def _commit(self, root: Root) -> None:
         _replace(self.path / ROOT, encode_root(root))
@@ -226,14 +233,10 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _is_ours(entry: Path) -> bool:
-    """Whether an ingest that was killed before its first commit may have left this in the store's folder."""
-    names = {*ARRAY_DIMS, *SENTENCE_COORDS, "fragment", "token", "layer", "average_l0", "feature"}
-    return entry.name in names or entry.name.endswith(PARTIAL)
+def _chunks(folder: Path) -> list[tuple[int, Path]]:
+    """List a folder's chunks by their number; files of others (.DS_Store, .nfs...) are none of ours."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return [(int(entry.name), entry) for entry in entries if entry.name.isdecimal()]
 
 
 def _replace(path: Path, data: bytes) -> None:

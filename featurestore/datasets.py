@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 _WINDOW_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A training dataset: n sentences, d columns.
 
     Attributes
     ----------
     data : ndarray or dask.array.Array, (n, d) float32
-        X, computed or still lazy.
+        X, computed or still lazy: then the store is read again when X is used or saved.
     y : ndarray, (n,)
         int64 labels or float32 activations.
     metadata : mapping of str to ndarray
@@ -183,6 +183,7 @@ def _unnamed_file(folder: Path) -> Iterator[tuple[IO[bytes], str]]:
         fd = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
     except (AttributeError, OSError):  # not Linux, or a file system without unnamed files
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial") as file:
+            os.fchmod(file.fileno(), 0o644)
             yield file, file.name
     else:
         with os.fdopen(fd, "w+b") as file:

@@ -16,9 +16,9 @@ from featurestore.batch import Staged, stage
 from featurestore.commit import Writer
 from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, shown
 from featurestore.npz import Archive
-from featurestore.reading import extraction_of
+from featurestore.reading import extraction_of, read_coord
 from featurestore.schema import SentenceFile, Skipped
-from featurestore.store import is_store
+from featurestore.store import is_store, read_root
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,12 @@ STORES = Path("stores")
 
 MAX_READERS = 4
 """Threads that read sentences; each holds one sentence's dense activations."""
+
+READER_BYTES = 1 << 30
+"""Activations that all readers together may hold."""
+
+BATCH_BYTES = 256 << 20
+"""A batch is written when it fills its shards, or earlier, when its sentences are so long that they exceed this."""
 
 READ_AHEAD = 8
 """Sentences that are being read or wait for their batch; more gained nothing on two cores."""
@@ -110,21 +116,24 @@ def _sync(
 ) -> Ingested:
     """Ingest; with `same_name`, only into a store that holds sentences of this very folder already, or none."""
     paths = sentences.find(source)
+    if is_store(store) and not (changes := _compare(paths, *_known(store), progress)).new:
+        return Ingested(store, 0, changes.present, (), changes.n_sentences)  # readers need no lock
     with commit.exclusive(store, wait):
         writer = Writer(store) if is_store(store) else None
-        files, present, bad = _plan(paths, writer, progress)
-        if same_name and writer and writer.n_sentences and not present:
+        changes = _compare(paths, *(_known(store) if writer else ({}, 0)), progress)
+        if same_name and writer and writer.n_sentences and not changes.present:
             raise StoreError(
                 f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
                 f"use: ingest {source} --store OTHER, then --input OTHER"
             )
+        files, bad = _scan(changes.new, writer, progress)
         recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
         if not skip_bad and any(entry.file not in recorded for entry in bad):
             raise SourceError(_describe(source, bad, len(paths)))
         if not files and writer is None:
             raise SourceError(_describe(source, bad, len(paths)))
         if writer is None:
-            writer = Writer.create(store, files[0].extraction, max(file.n_tokens for file in files))
+            writer = Writer.create(store, files[0].extraction)
         try:
             damaged = _append(writer, files, skip_bad, recorded, progress)
             if not writer.n_sentences:
@@ -138,36 +147,55 @@ def _sync(
     skipped = (*bad, *damaged)
     for entry in skipped:
         logger.warning("left out %s: %s", shown(source / entry.file), entry.reason)
-    return Ingested(store, len(files) - len(damaged), present, skipped, writer.n_sentences)
+    return Ingested(store, len(files) - len(damaged), changes.present, skipped, writer.n_sentences)
 
 
-def _plan(
-    paths: Sequence[Path], writer: Writer | None, progress: Progress
-) -> tuple[list[SentenceFile], int, list[Skipped]]:
-    """Find out which files are new, how many are there already, and which are bad."""
-    digests = set(writer.coord("source_digest")) if writer else set()
-    sources = dict(zip(writer.coord("sentence"), writer.coord("source"), strict=True)) if writer else {}
+@dataclass(frozen=True)
+class _Changes:
+    """A folder compared with a store: files whose content is not in it, and how many sentences are."""
+
+    new: list[Path]
+    present: int
+    n_sentences: int
+
+
+def _known(store: Path) -> tuple[Container[str], int]:
+    """Return the digests that a store holds, and the number of its sentences."""
+    root = read_root(store)
+    digests = read_coord(store, root, "source_digest")
+    return set(digests.tolist()), len(digests)
+
+
+def _compare(
+    paths: Sequence[Path], digests: Container[str], n_sentences: int, progress: Progress = lambda *_: None
+) -> _Changes:
+    new, present = [], set()
+    for done, path in enumerate(paths, start=1):
+        try:
+            with Archive(path) as archive:
+                digest = archive.digest
+        except NpzError:
+            digest = ""  # scanning says why
+        if digest in digests:
+            present.add(digest)
+        else:
+            new.append(path)
+        progress("comparing files", done, len(paths))
+    return _Changes(new, len(present), n_sentences)
+
+
+def _scan(paths: Sequence[Path], writer: Writer | None, progress: Progress) -> tuple[list[SentenceFile], list[Skipped]]:
+    """Check new files, also against what the store holds; return the good and the bad ones."""
     done = 0
 
     def advance() -> None:
         nonlocal done
         done += 1
-        progress("checking files", done, len(paths))
+        progress("checking new files", done, len(paths))
 
-    new, present = [], 0
-    for path in paths:
-        try:
-            with Archive(path) as archive:
-                known = archive.digest in digests
-        except NpzError:
-            known = False  # scanning says why
-        if known:
-            present += 1
-            advance()
-        else:
-            new.append(path)
     extraction = extraction_of(writer.path, writer.root) if writer else None
-    scanned, bad = sentences.scan_all(new, extraction, advance)
+    scanned, bad = sentences.scan_all(paths, extraction, advance)
+    sources = dict(zip(writer.coord("sentence"), writer.coord("source"), strict=True)) if writer else {}
     files = []
     for file in scanned:
         if file.sentence_index in sources:
@@ -180,7 +208,7 @@ def _plan(
             )
         else:
             files.append(file)
-    return files, present, bad
+    return files, bad
 
 
 def _append(
@@ -196,10 +224,11 @@ def _append(
         except NpzError as error:
             if skip_bad or file.path.name in recorded:
                 return Skipped(file.path.name, str(error).removeprefix(f"{shown(file.path)}: "))
-            raise
+            raise NpzError(f"{error}; or leave it out with ingest --skip-bad") from error
 
     batch: list[Staged] = []
-    with ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1)) as pool:
+    readers = max(1, min(MAX_READERS, os.cpu_count() or 1, READER_BYTES // _largest(files)))
+    with ThreadPoolExecutor(readers) as pool:
         for done, result in enumerate(_in_order(pool, load, files, READ_AHEAD), start=1):
             if isinstance(result, Skipped):
                 damaged.append(result)
@@ -207,7 +236,7 @@ def _append(
                 batch.append(result)
                 if count := result.coords["n_nonfinite"]:
                     nonfinite[str(result.coords["source"])] = int(count)
-            if len(batch) == writer.room:
+            if len(batch) == writer.room or sum(staged.nbytes for staged in batch) > BATCH_BYTES:
                 writer.append(batch)
                 batch = []
             progress("ingesting", done, len(files))
@@ -222,6 +251,12 @@ def _append(
     if longer := [file.path.name for file in files if file.n_after_final]:
         logger.warning("left out the fragments after the final token in %s", _some(longer))
     return damaged
+
+
+def _largest(files: Sequence[SentenceFile]) -> int:
+    """Bytes of the largest dense activations among some files; at least 1."""
+    sizes = (file.n_tokens * len(file.extraction.layers) * file.extraction.features * 4 for file in files)
+    return max(sizes, default=1)
 
 
 def _in_order(

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import ParameterError
+from featurestore.schema import NORMALIZATIONS
 
 if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
-PARAMETERS = {"standardize": ("mean", "std"), "minmax": ("min", "max"), "none": ()}
+PARAMETERS = dict(zip(NORMALIZATIONS, (("mean", "std"), ("min", "max"), ()), strict=True))
 """The methods, and the names of their parameters."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normalization:
     """A fitted normalization of d columns.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_MEMBERS = 1_000
-MAX_ARRAY_BYTES = 4 << 30
+MAX_ARRAY_BYTES = 8 << 30
 MAX_HEADER_BYTES = 16 << 10
 MAX_DEFLATE_RATIO = 1032
 """No DEFLATE stream expands further (https://zlib.net/zlib_tech.html), so a greater claim is a lie."""
@@ -104,12 +104,10 @@ class Archive:
         return self._parse_header(name, member, head)
 
     def array(self, name: str, max_bytes: int = MAX_ARRAY_BYTES) -> NDArray[Any]:
-        """Read an array, compare its CRC-32, and return it in native byte order."""
-        member = self._member(name)
-        if member.file_size > max_bytes:
-            raise self.error(name, f"has {member.file_size:,} bytes, more than the limit of {max_bytes:,}")
+        """Read an array, compare its CRC-32, and return it writable and in native byte order."""
+        member = self._member(name, max_bytes)
         header = self.header(name)
-        data: bytes | bytearray = self._read(member, member.compress_size)
+        data = bytearray(self._read(member, member.compress_size))
         if member.compress_type == zipfile.ZIP_DEFLATED:
             try:
                 data = deflate.deflate_decompress(data, member.file_size)
@@ -148,12 +146,15 @@ class Archive:
             raise NpzError(f"{shown(self.path)}: an array name appears twice; write the file again")
         return named
 
-    def _member(self, name: str) -> zipfile.ZipInfo:
+    def _member(self, name: str, max_bytes: int = MAX_ARRAY_BYTES) -> zipfile.ZipInfo:
         if name not in self._members:
             raise self.error(name, f"is missing; the file has {', '.join(map(repr, self._members)) or 'none'}")
         member = self._members[name]
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
             raise self.error(name, "is encrypted or compressed by another method than DEFLATE; write it with numpy")
+        if member.file_size > max_bytes:
+            claim = f"{member.file_size:,} bytes, more than the limit of {max_bytes:,}"
+            raise self.error(name, f"has {claim}; leave the file out, or split the sentence")
         longest = member.compress_size
         if member.compress_type == zipfile.ZIP_DEFLATED:
             longest = MAX_DEFLATE_RATIO * (member.compress_size + 1)

@@ -26,6 +26,9 @@ ARRAY_DIMS = {
 }
 """The three data arrays of a store and their dims."""
 
+NORMALIZATIONS = ("standardize", "minmax", "none")
+"""The normalization methods; the first is the default."""
+
 FINAL_TOKEN = -1
 """Label of the final token: tokens count back from the end of their sentence."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,9 +114,11 @@ def scan_all(
     """
     files: list[SentenceFile] = []
     bad: list[Skipped] = []
+    shared: dict[Extraction, Extraction] = {}
     for path in paths:
         try:
-            files.append(scan(path))
+            file = scan(path)
+            files.append(replace(file, extraction=shared.setdefault(file.extraction, file.extraction)))
         except NpzError as error:
             bad.append(Skipped(path.name, str(error).removeprefix(f"{shown(path)}: ")))
         advance()

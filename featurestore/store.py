@@ -34,7 +34,6 @@ ROOT = "zarr.json"
 _CHECKSUM = "featurestore_checksum"
 MAX_ROWS = 64
 SENTENCES_PER_CHUNK = 4096
-_BATCH_BYTES = 256 << 20
 _SHARD_BYTES = 128 << 20
 _CHUNK_BYTES = 2 << 20
 
@@ -129,33 +128,27 @@ def resized(root: Root, sentences: int, tokens: int) -> Root:
     return root | {"consolidated_metadata": root["consolidated_metadata"] | {"metadata": arrays}}
 
 
-def new_root(extraction: Extraction, max_tokens: int) -> Root:
+def new_root(extraction: Extraction) -> Root:
     """Lay out an empty store.
 
-    One shard holds `rows` sentences at one token, of as many layers as fit in 128 MiB; one chunk of it holds them at
-    one layer, all of hidden or at most 2 MiB of features. `rows` is 64, or fewer where sentences are so long that
-    a batch of their hidden states would exceed 256 MiB.
+    One shard holds 64 sentences at one token, of as many layers as fit in 128 MiB (at least one); one chunk of it holds
+    them at one layer, all of hidden or at most 2 MiB of features.
 
     Parameters
     ----------
     extraction : Extraction
         Layers, sizes, dtypes.
-    max_tokens : int
-        Length of the longest sentence, as far as it is known.
     """
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
-    itemsize = {name: np.dtype(dtype).itemsize for name, dtype in zip(ARRAY_DIMS, extraction.dtypes, strict=True)}
+    dtypes = dict(zip(ARRAY_DIMS, extraction.dtypes, strict=True))
     layers, hidden, features = len(extraction.layers), extraction.hidden, extraction.features
     rows = MAX_ROWS
-    while rows > 1 and rows * max_tokens * layers * hidden * itemsize[HIDDEN_STATES] > _BATCH_BYTES:
-        rows //= 2
-    layer_bytes = rows * features * itemsize[ACTIVATIONS]
+    layer_bytes = rows * features * np.dtype(dtypes[ACTIVATIONS]).itemsize
     shard_layers = max(1, min(layers, _SHARD_BYTES // layer_bytes))
     slices = math.ceil(layer_bytes / _CHUNK_BYTES)
     slice_features = math.ceil(features / slices)
-    dtypes = dict(zip(ARRAY_DIMS, extraction.dtypes, strict=True))
 
     store = zarr.storage.MemoryStore()
     with warnings.catch_warnings():
@@ -184,7 +177,7 @@ def new_root(extraction: Extraction, max_tokens: int) -> Root:
 
         for name, dtype in SENTENCE_COORDS.items():
             create(name, ("sentence",), dtype, (SENTENCES_PER_CHUNK,))
-        create("fragment", ("sentence", "token"), "string", (1024, 64))
+        create("fragment", ("sentence", "token"), "string", (rows, 64))
         create("token", ("token",), "int64", (1024,))
         create("layer", ("layer",), "int64", (layers,))
         create("average_l0", ("layer",), "int64", (layers,))

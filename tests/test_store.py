@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import featurestore
-from featurestore import commit, sentences, store
+from featurestore import commit, ingestion, sentences, store
 from featurestore.ingestion import find_store
 from featurestore.schema import Sentence, SentenceFile
 
@@ -129,7 +129,8 @@ def test_shards_split_layers_and_features(tmp_path: Path, monkeypatch: pytest.Mo
     """Sizes that do not divide: 7 layers in shards of 2, 13 features in slices of 4, batches cut by their bytes."""
     monkeypatch.setattr(store, "_SHARD_BYTES", 2 * 4 * 13 * 4 + 1)
     monkeypatch.setattr(store, "_CHUNK_BYTES", 4 * 4 * 4)
-    monkeypatch.setattr(store, "_BATCH_BYTES", 4 * 7 * 7 * 6 * 2)
+    monkeypatch.setattr(store, "MAX_ROWS", 4)
+    monkeypatch.setattr(ingestion, "BATCH_BYTES", 1000)  # less than a sentence
     expected = write_folder(tmp_path / "in", 9, layers=range(7), features=13)
     featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
     root = store.read_root(tmp_path / "s.zarr")
@@ -174,6 +175,7 @@ def test_plain_xarray_reads_it(folder: Path, tmp_path: Path) -> None:
 def test_ingest_again_reads_no_arrays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     featurestore.ingest(folder, tmp_path / "s.zarr")
     before = tree(tmp_path / "s.zarr")
+    monkeypatch.setattr(commit, "exclusive", None)
     monkeypatch.setattr(sentences, "scan", None)
     monkeypatch.setattr(sentences, "read", None)
     done = featurestore.ingest(folder, tmp_path / "s.zarr")
@@ -226,7 +228,7 @@ def test_abandoned_batch_leaves_no_trace(tmp_path: Path, small_batches: int, mon
     featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
     shutil.copytree(tmp_path / "in", tmp_path / "other")
     for index in (6, 7, 8):
-        write_sentence(tmp_path / "in", index, tokens=30)
+        write_sentence(tmp_path / "in", index, tokens=100)
     with monkeypatch.context() as patch:
         patch.setattr(commit.Writer, "_commit", lambda *_: (_ for _ in ()).throw(MemoryError))
         patch.setattr(commit.Writer, "discard", lambda _: None)  # as if killed
@@ -239,6 +241,47 @@ def test_abandoned_batch_leaves_no_trace(tmp_path: Path, small_batches: int, mon
     featurestore.ingest(tmp_path / "other", tmp_path / "fresh.zarr")
     committed, fresh = tree(tmp_path / "s.zarr"), tree(tmp_path / "fresh.zarr")
     assert committed == fresh
+
+
+def test_what_is_in_the_way_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    """Also a folder that looks like the inside of a store."""
+    for name in ("text", "label", "source"):
+        (tmp_path / "corpus" / name).mkdir(parents=True)
+        (tmp_path / "corpus" / name / "precious.txt").write_text("mine")
+    before = tree(tmp_path / "corpus")
+    with pytest.raises(featurestore.StoreError, match="something else"):
+        featurestore.ingest(folder, tmp_path / "corpus")
+    assert tree(tmp_path / "corpus") == before
+    featurestore.ingest(folder, tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / "label" / "c" / ".DS_Store").write_text("")
+    write_sentence(folder, 5)
+    assert featurestore.ingest(folder, tmp_path / "s.zarr").added == 1
+
+
+def test_copies_count_once(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "sentence_000002.npz", folder / "sentence_000099.npz")
+    assert featurestore.ingest(folder, tmp_path / "s.zarr", skip_bad=True).n_sentences == 5
+    assert featurestore.ingest(folder, tmp_path / "s.zarr").present == 5
+
+
+def test_rows_come_in_the_order_of_their_sentences(tmp_path: Path) -> None:
+    """However the store came about, the same sentences give the same bytes."""
+    write_folder(tmp_path / "in", 6)
+    (tmp_path / "late").mkdir()
+    for number in (1, 4):
+        name = f"sentence_{number:06d}.npz"
+        (tmp_path / "in" / name).rename(tmp_path / "late" / name)
+    featurestore.ingest(tmp_path / "in", tmp_path / "portions" / "s.zarr")
+    featurestore.ingest(tmp_path / "late", tmp_path / "portions" / "s.zarr")
+    shutil.copytree(tmp_path / "in", tmp_path / "late", dirs_exist_ok=True)
+    featurestore.ingest(tmp_path / "late", tmp_path / "at_once" / "s.zarr")
+    for way in ("portions", "at_once"):
+        output = tmp_path / way / "out.npz"
+        featurestore.build(tmp_path / way / "s.zarr", "hidden-to-concept", layers=[0, 5], output=output)
+    assert (tmp_path / "portions" / "out.npz").read_bytes() == (tmp_path / "at_once" / "out.npz").read_bytes()
+    assert featurestore.load_dataset(tmp_path / "portions" / "out.npz").metadata["sentence_indices"].tolist() == [
+        *range(6)
+    ]
 
 
 def test_build_input_of_another_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
