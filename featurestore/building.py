@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from featurestore.strategies import Selection, get_strategy
 if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 DATASETS = Path("generated_datasets")
 
@@ -85,6 +88,9 @@ def build(
     ds = open_store(store)
     if ds.sizes["sentence"] == 0:
         raise SelectionError(f"{store}: holds no sentences yet; ingest some first")
+    if expected := ds.attrs["expected_sentences"]:
+        found = f"{ds.sizes['sentence']} of {expected} sentences"
+        logger.warning("%s is incomplete: %s; its ingest goes on, or was interrupted: run it again", store, found)
     try:
         selection = chosen.select(ds, **arguments)
     except SelectionError as error:
@@ -100,6 +106,8 @@ def build(
         _metadata(Path(store), strategy, ds, selection, X.shape[1], rows, dropped),
         fitted,
     )
+    if np.all(y[rows] == y[rows[0]]):
+        logger.warning("y is constant: %s for all %d sentences", y[rows[0]], len(rows))
     if output is not None:
         dataset.save(output, overwrite=overwrite)
     return dataset

@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,12 +41,18 @@ class Boundary(click.Group):
             raise click.UsageError(plain(str(error))) from error
         except FeatureStoreError as error:
             raise click.ClickException(plain(str(error))) from error
+        except BrokenPipeError:
+            raise  # click ends quietly
         except OSError as error:
-            where, what = error.filename or ctx.obj, error.strerror or error
+            partial = str(error.filename or ".partial").endswith(".partial")
+            where, what = ctx.obj if partial else error.filename, error.strerror or error
             message = f"{where}: cannot be written or read ({what}); {_remedy(error)}; what was there before is intact"
             raise click.ClickException(plain(message)) from error
         except KeyboardInterrupt:
-            click.echo("\nInterrupted: nothing is half-written; the same command goes on where it stopped.", err=True)
+            click.echo(
+                "\nInterrupted: nothing is half-written. Run the same command again: an ingest goes on", err=True
+            )
+            click.echo("after the last batch that it committed.", err=True)
             ctx.exit(130)
 
 
@@ -80,6 +85,7 @@ class Progress(AbstractContextManager["Progress"]):
                 length=total,
                 label=what,
                 show_pos=True,
+                update_min_steps=max(1, total // 500),
                 item_show_func=lambda rate: rate,
                 file=sys.stderr,
                 hidden=self._hidden,
@@ -111,9 +117,14 @@ def _set_verbosity(_ctx: click.Context, _param: click.Parameter, value: int | No
 
 def verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``-v`` and ``-q``."""
-    option = partial(click.option, expose_value=False, callback=_set_verbosity, is_flag=True, default=None)
-    command = option("-q", "--quiet", flag_value=logging.ERROR, type=int, help="Print errors only.")(command)
-    return option("-v", "--verbose", flag_value=logging.DEBUG, type=int, help="Print more of what is done.")(command)
+    for flags, level, text in (
+        (("-q", "--quiet"), logging.WARNING, "No progress and no notes; results, warnings and errors are printed."),
+        (("-v", "--verbose"), logging.DEBUG, "Say more of what is done, such as each commit."),
+    ):
+        command = click.option(
+            *flags, flag_value=level, type=int, default=None, expose_value=False, callback=_set_verbosity, help=text
+        )(command)
+    return command
 
 
 def strategy_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,7 +166,7 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
     """
     from featurestore import ingestion
 
-    store = _target(store or ingestion.store_path(folder))
+    _target(store or ingestion.store_path(folder))
     with Progress() as progress:
         done = ingestion.ingest(folder, store, skip_bad=skip_bad, wait=wait, progress=progress)
     click.echo(

@@ -8,6 +8,7 @@ killed writer left behind is removed by the next.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -44,6 +45,8 @@ from featurestore.store import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+logger = logging.getLogger(__name__)
+
 PARTIAL = ".partial"
 """Suffix of files being written, here and in Zarr's LocalStore."""
 
@@ -64,11 +67,14 @@ def exclusive(path: Path, wait: bool) -> Iterator[None]:
     lock = filelock.FileLock(lock_path, fallback_to_soft=False, preserve_lock_file=True, on_acquired=_sign)
     holder = "another process"
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout=0)
     except filelock.Timeout:
         with suppress(FileNotFoundError):
-            holder = lock_path.read_text(errors="replace")
-        raise StoreBusyError(f"{path}: is being written by {holder}; try again later, or use --wait") from None
+            holder = lock_path.read_text(errors="replace") or holder
+        if not wait:
+            raise StoreBusyError(f"{path}: is being written by {holder}; try again later, or use --wait") from None
+        logger.info("waiting for %s, who writes %s", holder, path)
+        lock.acquire()
     try:
         yield
     finally:
@@ -161,10 +167,11 @@ class Writer:
         """Committed values of a coordinate along `sentence`."""
         return read_coord(self.path, self.root, name)
 
-    def append(self, batch: Sequence[Staged]) -> None:
+    def append(self, batch: Sequence[Staged], expected: int) -> None:
         """Write and commit at most `room` sentences.
 
-        On any error, what was committed before stays as it was.
+        On any error, what was committed before stays as it was. Until `finish` the store says that it is incomplete,
+        and how many sentences it is to have.
         """
         aside = self.path / f"batch{PARTIAL}"
         appended = Batch(self.path, self.root, batch, aside)
@@ -180,13 +187,14 @@ class Writer:
         for folder in folders:
             _fsync(folder)
         shutil.rmtree(aside)
-        self._commit(appended.root)
+        self._commit(_with_attributes(appended.root, expected_sentences=expected))
+        logger.debug("%s: committed %d of %d sentences", self.path, self.n_sentences, expected)
 
-    def record_skipped(self, skipped: Sequence[Skipped]) -> None:
-        """Record which files were left out, instead of those recorded before."""
-        if [*skipped] != self.skipped:
-            entries = {"skipped": [asdict(entry) for entry in skipped]}
-            self._commit(self.root | {"attributes": self.root["attributes"] | entries})
+    def finish(self, skipped: Sequence[Skipped]) -> None:
+        """Declare the store complete, and record which files were left out, instead of those recorded before."""
+        root = _with_attributes(self.root, expected_sentences=None, skipped=[asdict(entry) for entry in skipped])
+        if root != self.root:
+            self._commit(root)
 
     def discard(self) -> None:
         """Remove what is not committed; the whole store, if this writer made it and committed nothing."""
@@ -231,6 +239,10 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _with_attributes(root: Root, **attributes: Any) -> Root:
+    return root | {"attributes": root["attributes"] | attributes}
 
 
 def _chunks(folder: Path) -> list[tuple[int, Path]]:

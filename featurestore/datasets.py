@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _WINDOW_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A training dataset: n sentences, d columns.
 
@@ -46,6 +46,11 @@ class Dataset:
     y: NDArray[Any]
     metadata: Mapping[str, NDArray[Any]]
     normalization: Normalization
+
+    def __repr__(self) -> str:
+        n, d = self.data.shape
+        strategy, store = self.metadata.get("strategy"), self.metadata.get("store")
+        return f"<Dataset {strategy} of {store}: X {n} x {d}, y {self.y.dtype}, {self.normalization.method}>"
 
     @cached_property
     def X(self) -> NDArray[np.float32]:  # noqa: N802
@@ -138,6 +143,8 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     """
     path = Path(path)
     with Archive(path) as archive:
+        if "norm_method" not in archive:
+            raise NpzError(f"{path}: is no dataset of featurestore: no array 'norm_method'; check the path")
         arrays = {name: archive.array(name, max_bytes=path.stat().st_size) for name in archive.names}
     method = str(arrays.get("norm_method"))
     expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS.get(method, ("method",)))]
@@ -199,7 +206,7 @@ def _publish(source: str, path: Path, overwrite: bool) -> None:
         if filecmp.cmp(source, path, shallow=False):
             return
     if not overwrite:
-        raise DatasetError(f"{path}: exists with other content; choose another output, or replace it with --overwrite")
+        raise DatasetError(f"{path}: exists with other content; choose another output, or overwrite it (--overwrite)")
     named = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _link(source, named)
     named.replace(path)

@@ -18,7 +18,7 @@ from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFound
 from featurestore.npz import Archive
 from featurestore.reading import extraction_of, read_coord
 from featurestore.schema import SentenceFile, Skipped
-from featurestore.store import is_store, read_root
+from featurestore.store import is_complete, is_store, read_root
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Ingested:
 
 def ingest(
     source: PathLike,
-    store: PathLike,
+    store: PathLike | None = None,
     *,
     skip_bad: bool = False,
     wait: bool = False,
@@ -84,8 +84,9 @@ def ingest(
     ----------
     source : path-like
         Folder of ``sentence_*.npz``.
-    store : path-like
-        The store; made if it is not there.
+    store : path-like, optional
+        The store; made if it is not there. By default ``stores/<folder name>.zarr``, which is refused if it holds
+        sentences, but none of this folder: it was made from another one of that name.
     skip_bad : bool
         Leave bad files out, and record them in the store, instead of refusing the folder. A file that is recorded
         stays left out in later calls while it is bad.
@@ -108,20 +109,17 @@ def ingest(
     StoreError
         If `store` is something else; `StoreBusyError` if another process writes it.
     """
-    return _sync(Path(source), Path(store), skip_bad=skip_bad, wait=wait, progress=progress)
-
-
-def _sync(
-    source: Path, store: Path, *, skip_bad: bool, wait: bool, progress: Progress, same_name: bool = False
-) -> Ingested:
-    """Ingest; with `same_name`, only into a store that holds sentences of this very folder already, or none."""
+    own = store is None
+    source, store = Path(source), store_path(source) if store is None else Path(store)
     paths = sentences.find(source)
-    if is_store(store) and not (changes := _compare(paths, *_known(store), progress)).new:
+    if is_complete(store) and not (changes := _compare(paths, *_known(store), progress)).new:
+        if own and (others := changes.n_sentences - changes.present):
+            logger.warning("%s also holds %d sentences that are not in %s", store, others, source)
         return Ingested(store, 0, changes.present, (), changes.n_sentences)  # readers need no lock
     with commit.exclusive(store, wait):
         writer = Writer(store) if is_store(store) else None
         changes = _compare(paths, *(_known(store) if writer else ({}, 0)), progress)
-        if same_name and writer and writer.n_sentences and not changes.present:
+        if own and writer and writer.n_sentences and not changes.present:
             raise StoreError(
                 f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
                 f"use: ingest {source} --store OTHER, then --input OTHER"
@@ -140,10 +138,12 @@ def _sync(
                 raise SourceError(_describe(source, [*bad, *damaged], len(paths)))
             here = {path.name for path in paths}
             elsewhere = [entry for name, entry in recorded.items() if name not in here]
-            writer.record_skipped([*elsewhere, *bad, *damaged])
+            writer.finish([*elsewhere, *bad, *damaged])
         except BaseException:
             writer.discard()
             raise
+    if own and (others := writer.n_sentences - changes.present - len(files) + len(damaged)):
+        logger.warning("%s also holds %d sentences that are not in %s", store, others, source)
     skipped = (*bad, *damaged)
     for entry in skipped:
         logger.warning("left out %s: %s", shown(source / entry.file), entry.reason)
@@ -203,7 +203,8 @@ def _scan(paths: Sequence[Path], writer: Writer | None, progress: Progress) -> t
                 Skipped(
                     file.path.name,
                     f"sentence_index {file.sentence_index} is in the store with other content (from "
-                    f"{sources[file.sentence_index]}); ingest this folder into another store, with --store",
+                    f"{sources[file.sentence_index]}), which stays; if it was extracted again, remove the store and "
+                    "ingest everything, otherwise choose another with --store",
                 )
             )
         else:
@@ -227,6 +228,7 @@ def _append(
             raise NpzError(f"{error}; or leave it out with ingest --skip-bad") from error
 
     batch: list[Staged] = []
+    expected = writer.n_sentences + len(files)
     readers = max(1, min(MAX_READERS, os.cpu_count() or 1, READER_BYTES // _largest(files)))
     with ThreadPoolExecutor(readers) as pool:
         for done, result in enumerate(_in_order(pool, load, files, READ_AHEAD), start=1):
@@ -237,11 +239,11 @@ def _append(
                 if count := result.coords["n_nonfinite"]:
                     nonfinite[str(result.coords["source"])] = int(count)
             if len(batch) == writer.room or sum(staged.nbytes for staged in batch) > BATCH_BYTES:
-                writer.append(batch)
+                writer.append(batch, expected)
                 batch = []
             progress("ingesting", done, len(files))
     if batch:
-        writer.append(batch)
+        writer.append(batch, expected)
     if nonfinite:
         logger.warning(
             "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with --drop-nonfinite",
@@ -282,7 +284,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe(source: Path, bad: Sequence[Skipped], n_files: int) -> str:
-    advice = "none is left to ingest" if len(bad) == n_files else "--skip-bad leaves them out"
+    advice = "none is left to ingest" if len(bad) == n_files else "ingest --skip-bad leaves them out"
     lines = [f"{source}: {len(bad)} of {n_files} files cannot be ingested, so nothing was written ({advice}):"]
     return "\n".join([*lines, *(f"  {shown(source / entry.file)}: {entry.reason}" for entry in bad)])
 
@@ -307,9 +309,6 @@ def find_store(source: PathLike, *, wait: bool = False, progress: Progress = lam
         return source
     if not source.exists():
         raise StoreNotFoundError(f"{source}: no such store or folder of sentence NPZs; check the path")
-    store = store_path(source)
-    done = _sync(source, store, skip_bad=False, wait=wait, progress=progress, same_name=True)
-    logger.info("%s: %d sentences of %s added, %d there already", store, done.added, source, done.present)
-    if others := done.n_sentences - done.added - done.present:
-        logger.warning("%s also holds %d sentences that are not in %s; they are used, too", store, others, source)
-    return store
+    done = ingest(source, wait=wait, progress=progress)
+    logger.info("%s: %d sentences of %s added, %d there already", done.store, done.added, source, done.present)
+    return done.store

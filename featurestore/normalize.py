@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from featurestore.schema import NORMALIZATIONS
 if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import ArrayLike, NDArray
+
+logger = logging.getLogger(__name__)
 
 PARAMETERS = dict(zip(NORMALIZATIONS, (("mean", "std"), ("min", "max"), ()), strict=True))
 """The methods, and the names of their parameters."""
@@ -46,11 +49,18 @@ class Normalization:
         -------
         ndarray, (..., d) float32
             Calculated in float64 and rounded once.
+
+        Raises
+        ------
+        ParameterError
+            If the number of columns is another.
         """
         raw = np.asarray(raw)
         if self.method == "none":
             return raw.astype(np.float32)
         shift, divisor = self._affine
+        if raw.shape[-1:] != shift.shape:
+            raise ParameterError(f"raw values: expected {len(shift)} columns, found shape {raw.shape}")
         values: NDArray[np.float64] = raw.astype(np.float64)
         values -= shift
         values /= divisor
@@ -118,8 +128,12 @@ def fit(method: str, X: da.Array) -> Normalization:
     if method == "standardize":
         statistics |= {"mean": values.mean(axis=0), "std": values.std(axis=0)}
     (computed,) = compute(statistics)
+    if method == "none":
+        return Normalization(method, {})
+    constant = computed["min"] == computed["max"]
+    if n_constant := np.count_nonzero(constant):
+        logger.warning("%d of %d columns of X are constant", n_constant, len(constant))
     if method == "standardize":
-        constant = computed["min"] == computed["max"]
         computed["mean"] = np.where(constant, computed["min"], computed["mean"])
         computed["std"] = np.where(constant | (computed["std"] == 0), 1.0, computed["std"])
     return Normalization(method, {name: computed[name] for name in PARAMETERS[method]})

@@ -69,6 +69,7 @@ class Strategy:
     name: str
     select: Callable[..., Selection]
     options: tuple[Option, ...]
+    one_of: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -92,33 +93,44 @@ class Strategy:
         missing = [option.flag for option in self.options if option.required and option.name not in given]
         if missing:
             raise ParameterError(f"{self.name} needs {' and '.join(missing)}; it takes {takes}")
+        if self.one_of and len([name for name in self.one_of if name in given]) != 1:
+            flags = " or ".join(options[name].flag for name in self.one_of)
+            raise ParameterError(f"{self.name} needs either {flags}, and not both")
         return {name: options[name].convert(value) for name, value in given.items()}
 
+
+Select = Callable[..., Selection]
 
 _REGISTRY: dict[str, Strategy] = {}
 
 
-def strategy(name: str) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
+def strategy(
+    name: str, *, one_of: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
     """Register a strategy: a function of a dataset and annotated, keyword-only options.
 
     Parameters
     ----------
     name : str
         As in ``--strategy``.
+    one_of : tuple of str
+        Options of which exactly one has to be given.
 
     Raises
     ------
     ValueError
-        If the name is taken, the function has no docstring, or an option lacks its type or help text.
+        If the name is taken by another function (the cell of a notebook may run again), the function has no docstring,
+        or an option lacks its type or help text.
     """
 
-    def register(select: Callable[..., Selection]) -> Callable[..., Selection]:
-        if name in _REGISTRY:
+    def register(select: Select) -> Select:
+        known = _REGISTRY.get(name)
+        if known and (known.select.__module__, known.select.__qualname__) != (select.__module__, select.__qualname__):
             raise ValueError(f"strategy {name!r} is registered already")
         if not inspect.getdoc(select):
             raise ValueError(f"strategy {name!r} needs a docstring")
         _, *parameters = inspect.signature(select).parameters.values()
-        _REGISTRY[name] = Strategy(name, select, _options(name, parameters, select.__globals__))
+        _REGISTRY[name] = Strategy(name, select, _options(name, parameters, select.__globals__), one_of)
         return select
 
     return register

@@ -54,6 +54,11 @@ def is_store(path: Path) -> bool:
     return (path / ROOT).is_file()
 
 
+def is_complete(path: Path) -> bool:
+    """Whether there is a store, and no ingest into it was interrupted or is under way."""
+    return is_store(path) and read_root(path)["attributes"]["expected_sentences"] is None
+
+
 def read_root(path: Path) -> Root:
     """Read a store's committed metadata.
 
@@ -70,7 +75,12 @@ def read_root(path: Path) -> Root:
     except (FileNotFoundError, NotADirectoryError) as error:
         if not path.exists():
             raise StoreNotFoundError(f"{path}: no such store; make it with: ingest FOLDER --store {path}") from error
-        raise StoreError(f"{path}: expected a feature store, found something else; check the path") from error
+        found = (
+            "a folder of sentence NPZs; ingest it first"
+            if any(path.glob("sentence_*.npz"))
+            else "something else; check the path"
+        )
+        raise StoreError(f"{path}: expected a feature store, found {found}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path}: its {ROOT} is not that of a feature store, or damaged; check the path") from error
     if version != SCHEMA_VERSION:
@@ -158,6 +168,7 @@ def new_root(extraction: Extraction) -> Root:
             attributes={
                 "featurestore_schema": SCHEMA_VERSION,
                 "featurestore_version": __version__,
+                "expected_sentences": None,
                 "skipped": [],
                 "coordinates": " ".join([*SENTENCE_COORDS, "average_l0", "fragment"]).removeprefix("sentence "),
             },

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from featurestore.errors import ParameterError, SelectionError
+from featurestore.errors import SelectionError
 from featurestore.layers import Layers, format_layers, runs
 from featurestore.registry import Selection, get_strategy, list_strategies, strategy
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS, FINAL_TOKEN, HIDDEN_STATES
@@ -65,7 +65,7 @@ def hidden_to_feature(
     )
 
 
-@strategy("hidden-to-concept")
+@strategy("hidden-to-concept", one_of=("layer", "layers"))
 def hidden_to_concept(
     ds: xr.Dataset,
     *,
@@ -73,9 +73,7 @@ def hidden_to_concept(
     layers: Annotated[Layers | None, "Layers whose hidden states are concatenated as X, such as 0-2,10,15-17."] = None,
 ) -> Selection:
     """Predict the concept label from the hidden states of one layer, or of several concatenated."""
-    if (layer is None) == (layers is None):
-        raise ParameterError("hidden-to-concept needs either --layer or --layers, and not both")
-    return Selection(X=final_hidden_states(ds, [layer] if layers is None else layers), y=ds["label"])
+    return Selection(X=final_hidden_states(ds, layers or [layer]), y=ds["label"])
 
 
 def final(array: xr.DataArray, **positions: int | slice) -> xr.DataArray:
