@@ -62,13 +62,24 @@ def exclusive(path: Path, wait: bool) -> Iterator[None]:
     """
     path = path.absolute()
     missing = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path, wait):
+            yield
+    finally:
+        for parent in missing:
+            with suppress(OSError):  # it holds something now
+                parent.rmdir()
+
+
+@contextmanager
+def _locked(path: Path, wait: bool) -> Iterator[None]:
     lock_path = path.with_name(f"{path.name}.lock")
     lock = filelock.FileLock(lock_path, fallback_to_soft=False, preserve_lock_file=True, on_acquired=_sign)
-    holder = "another process"
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
+        holder = "another process"
         with suppress(FileNotFoundError):
             holder = lock_path.read_text(errors="replace") or holder
         if not wait:
@@ -80,9 +91,6 @@ def exclusive(path: Path, wait: bool) -> Iterator[None]:
     finally:
         lock_path.unlink(missing_ok=True)  # whoever waits notices, and locks a new file
         lock.release()
-        for parent in missing:
-            with suppress(OSError):  # it holds something now
-                parent.rmdir()
 
 
 def _sign(fd: int) -> None:
@@ -198,6 +206,7 @@ class Writer:
 
     def discard(self) -> None:
         """Remove what is not committed; the whole store, if this writer made it and committed nothing."""
+        self.root = read_root(self.path)  # a commit may have failed after it had replaced the root
         if self._new and not self.n_sentences:
             shutil.rmtree(self.path)
         else:
