@@ -33,6 +33,24 @@ def test_exports_are_sorted_and_complete() -> None:
         featurestore.nothing  # noqa: B018
 
 
+def test_imports_point_down() -> None:
+    """The README draws the modules in ranks; none imports one of its own rank or above."""
+    drawing = (ROOT / "README.md").read_text().partition("cli.py -> ")[2].partition("\n\n")[0]
+    ranks = [re.split(r"\s{3,}", line.strip())[0].split() for line in drawing.splitlines()]
+    rank = {module: position for position, modules in enumerate(ranks) for module in modules}
+    files = {path.stem: path for path in (ROOT / "featurestore").glob("*.py") if path.stem != "__init__"}
+    assert files.keys() == rank.keys()
+    for module, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module == "featurestore":
+                names = [alias.name for alias in node.names if alias.name in files]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("featurestore."):
+                names = [(node.module or "").removeprefix("featurestore.")]
+            for name in names:
+                assert rank[name] > rank[module], f"{module} imports {name}"
+
+
 def test_every_error_is_in_the_tree_and_a_builtins_subclass() -> None:
     from featurestore import errors
 
