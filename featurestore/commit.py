@@ -40,6 +40,7 @@ from featurestore.store import (
     encode_root,
     new_root,
     read_root,
+    stale_metadata,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def exclusive(path: Path, wait: bool) -> Iterator[None]:
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for parent in missing:
+            _fsync(parent.parent)
         with _locked(path, wait):
             yield
     finally:
@@ -89,14 +92,17 @@ def _locked(path: Path, wait: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        lock_path.unlink(missing_ok=True)  # whoever waits notices, and locks a new file
-        lock.release()
+        try:
+            lock_path.unlink(missing_ok=True)  # whoever waits notices, and locks a new file
+        finally:
+            lock.release()
 
 
 def _sign(fd: int) -> None:
     """Write into the lock file who holds it."""
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    with suppress(OSError):  # only the message to others suffers
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 class Writer:
@@ -150,8 +156,12 @@ class Writer:
             aside.replace(path)
         finally:
             _remove(aside)
-        _fsync(path.parent)
-        writer = cls(path)
+        try:
+            _fsync(path.parent)
+            writer = cls(path)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         writer._new = True
         return writer
 
@@ -236,11 +246,9 @@ class Writer:
         self._write_array_metadata()
 
     def _write_array_metadata(self) -> None:
-        for name, metadata in array_metadata(self.root).items():
-            path, data = self.path / name / ROOT, encode(metadata)
-            if not path.is_file() or path.read_bytes() != data:
-                path.parent.mkdir(exist_ok=True)
-                _replace(path, data)
+        for name in stale_metadata(self.path, self.root):
+            (self.path / name).mkdir(exist_ok=True)
+            _replace(self.path / name / ROOT, encode(array_metadata(self.root)[name]))
 
 
 def _remove(path: Path) -> None:

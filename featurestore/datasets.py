@@ -146,8 +146,10 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
         if "norm_method" not in archive:
             raise NpzError(f"{path}: is no dataset of featurestore: no array 'norm_method'; check the path")
         arrays = {name: archive.array(name, max_bytes=path.stat().st_size) for name in archive.names}
-    method = str(arrays.get("norm_method"))
-    expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS.get(method, ("method",)))]
+    method = str(arrays["norm_method"])
+    if method not in PARAMETERS:
+        raise NpzError(f"{path}: norm_method {method!r} is none of {', '.join(PARAMETERS)}; build it again")
+    expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS[method])]
     if missing := [name for name in expected if name not in arrays]:
         raise NpzError(f"{path}: is no dataset of featurestore: missing {', '.join(missing)}; build it again")
     return Dataset(

@@ -10,11 +10,12 @@ import hashlib
 import io
 import math
 import struct
+import sys
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import deflate
 import numpy as np
@@ -115,9 +116,15 @@ class Archive:
                 raise self.error(name, f"is damaged (inflating: {error}); write the file again") from error
         if len(data) != member.file_size or deflate.crc32(data) != member.CRC:
             raise self.error(name, "fails its CRC-32 check: damaged; write the file again")
-        array: NDArray[Any] = np.ndarray(
-            header.shape, header.dtype, data, header.offset, order="F" if header.fortran_order else "C"
-        )
+        order: Literal["C", "F"] = "F" if header.fortran_order else "C"
+        try:
+            array: NDArray[Any] = np.ndarray(header.shape, header.dtype, data, header.offset, order=order)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise self.error(name, f"has a shape that numpy cannot hold ({error}); write the file again") from error
+        if header.dtype.kind == "U":
+            code_points = np.frombuffer(data, np.dtype("u4").newbyteorder(header.dtype.byteorder), offset=header.offset)
+            if np.any(code_points > sys.maxunicode):
+                raise self.error(name, "holds characters beyond Unicode: damaged; write the file again")
         return array.astype(header.dtype.newbyteorder("="), copy=False)
 
     def _directory(self) -> dict[str, zipfile.ZipInfo]:
@@ -189,8 +196,10 @@ class Archive:
             raise self.error(name, "has no valid npy header: damaged; write the file again") from error
         if dtype.hasobject:
             raise self.error(name, "holds pickled objects, which are never loaded; save plain numbers or text")
-        expected = stream.tell() + math.prod(shape) * dtype.itemsize
-        if any(size < 0 for size in shape) or expected != member.file_size:
+        if dtype.names or dtype.subdtype:
+            raise self.error(name, f"must hold plain numbers or text, found {dtype}; write the file again")
+        plain = all(type(size) is int and size >= 0 for size in shape)
+        if not plain or stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
             raise self.error(name, f"has shape {shape} of {dtype}, which does not fit its {member.file_size:,} bytes")
         return Header(shape, dtype, fortran_order, stream.tell())
 

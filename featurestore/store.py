@@ -55,8 +55,21 @@ def is_store(path: Path) -> bool:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether there is a store, and no ingest into it was interrupted or is under way."""
-    return is_store(path) and read_root(path)["attributes"]["expected_sentences"] is None
+    """Whether there is a store that no ingest has to go on with, not even with its metadata."""
+    if not is_store(path):
+        return False
+    root = read_root(path)
+    return root["attributes"]["expected_sentences"] is None and not stale_metadata(path, root)
+
+
+def stale_metadata(path: Path, root: Root) -> list[str]:
+    """Name the arrays whose own metadata, which plain Zarr readers use, are not what the root says."""
+
+    def is_current(name: str, metadata: dict[str, Any]) -> bool:
+        file = path / name / ROOT
+        return file.is_file() and file.read_bytes() == encode(metadata)
+
+    return [name for name, metadata in array_metadata(root).items() if not is_current(name, metadata)]
 
 
 def read_root(path: Path) -> Root:

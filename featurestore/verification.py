@@ -23,8 +23,8 @@ from featurestore.store import (
     array_metadata,
     chunk_shape,
     dim_sizes,
-    encode,
     read_root,
+    stale_metadata,
 )
 
 if TYPE_CHECKING:
@@ -82,23 +82,17 @@ def verify(
     except StoreError as error:
         return [Problem(ROOT, str(error))]
     coords: dict[str, NDArray[Any]] = {}
-    problems = [*_metadata(path, root), *_coords(path, root, coords)]
-    if problems:
-        return [*problems, *_files(path, root, None)]
-    problems = [*_labels(root, coords), *_files(path, root, coords["n_tokens"])]
+    stale = [
+        Problem(f"{name}/{ROOT}", "is missing, or differs from the root metadata; the next ingest restores it")
+        for name in stale_metadata(path, root)
+    ]
+    if damaged := [*_coords(path, root, coords)]:
+        return [*stale, *damaged, *_files(path, root, None)]
+    problems = [*stale, *_labels(root, coords), *_files(path, root, coords["n_tokens"])]
     sources: dict[int, Path] = {}
     if source is not None:
         problems += _match(coords, Path(source), sources)
     return [*problems, *_data(path, root, coords, sources, progress)]
-
-
-def _metadata(path: Path, root: Root) -> Iterator[Problem]:
-    for name, metadata in array_metadata(root).items():
-        file = path / name / ROOT
-        if not file.is_file():
-            yield Problem(f"{name}/{ROOT}", "is missing; the next ingest restores it")
-        elif file.read_bytes() != encode(metadata):
-            yield Problem(f"{name}/{ROOT}", "differs from the root metadata; the next ingest restores it")
 
 
 def _coords(path: Path, root: Root, coords: dict[str, NDArray[Any]]) -> Iterator[Problem]:
@@ -120,6 +114,8 @@ def _coords(path: Path, root: Root, coords: dict[str, NDArray[Any]]) -> Iterator
 def _labels(root: Root, coords: dict[str, NDArray[Any]]) -> Iterator[Problem]:
     """Check what the coordinates say against each other."""
     tokens = dim_sizes(root)["token"]
+    if coords["feature"].tolist() != [*range(len(coords["feature"]))]:
+        yield Problem("feature", "does not count from 0")
     if coords["token"].tolist() != [-1 - position for position in range(tokens)]:
         yield Problem("token", "does not count back from -1")
     if len(set(coords["sentence"].tolist())) < len(coords["sentence"]):
@@ -141,6 +137,8 @@ def _files(path: Path, root: Root, n_tokens: NDArray[np.int64] | None) -> Iterat
                 expected.add(file)
     found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     for file in sorted(expected - found):
+        if file.endswith(ROOT):
+            continue  # reported with the metadata
         if n_tokens is not None or file.split("/")[0] not in ARRAY_DIMS:
             yield Problem(file, "is missing")
     for file in sorted(found - expected):
@@ -195,7 +193,7 @@ def _data(
                         continue
                     if row in nonfinite:
                         nonfinite[row] += stored.size - int(np.count_nonzero(np.isfinite(stored)))
-                    if row in expected:
+                    if row in expected and token < len(expected[row].nonzero):  # a length that differs is reported
                         source = expected[row].token(name, token, array.shape[2:])[region[2]]
                         if stored.tobytes() != source.tobytes():
                             yield Problem(_sentence(coords, row), f"differs in {file} from {sources[row].name}")
@@ -212,7 +210,8 @@ def _read_sources(
     staged = {}
     for row, file in files.items():
         try:
-            sentence = stage(sentences.read(sentences.scan(file)))
+            sentence_file = sentences.scan(file)
+            sentence = stage(sentences.read(sentence_file))
         except NpzError as error:
             yield Problem(file.name, f"cannot be compared: {error}")
             continue
@@ -220,6 +219,10 @@ def _read_sources(
         differing = [name for name, value in sentence.coords.items() if name != "source" and coords[name][row] != value]
         if coords["fragment"][row, : len(sentence.fragments)].tolist() != [*sentence.fragments[::-1]]:
             differing.append("fragment")
+        extraction = sentence_file.extraction
+        for name, values in {"layer": extraction.layers, "average_l0": extraction.average_l0s}.items():
+            if coords[name].tolist() != [*values]:
+                differing.append(name)
         if differing:
             yield Problem(_sentence(coords, row), f"{', '.join(differing)} differ from {file.name}")
     return staged
