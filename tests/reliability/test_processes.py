@@ -1,0 +1,476 @@
+"""Real processes: killed, interrupted, reading while another one writes, and writing against each other.
+
+Children come from a forking server that has imported everything, so that one costs no more than its work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.synchronize import Barrier, Event
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import dask
+import numpy as np
+import pytest
+from conftest import sentence_arrays, write_folder, write_sentence
+from helpers import ARRAYS, check, tree
+from zarr.abc.store import RangeByteRequest
+from zarr.storage import LocalStore
+
+import featurestore
+from featurestore import commit, store
+from featurestore.batch import Batch
+
+CLI = Path(__file__).parents[2] / "cli.py"
+ROWS = 4
+SECONDS = 120
+"""Far more than anything here takes: what hangs that long fails its test."""
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["click.testing", "dask.array", "featurestore.commands", "featurestore.ingestion", "pytest", "xarray", "zarr"]
+)
+
+type Link = Connection[Any, Any]
+
+
+@contextmanager
+def child(target: Callable[..., None], *arguments: object) -> Iterator[tuple[ForkServerProcess, Link]]:
+    """Run ``target(link, *arguments)`` in a process, with the other end of the link; kill what is left at the end."""
+    link, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=target, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        yield process, link
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        link.close()
+
+
+def told(link: Link, seconds: float = SECONDS) -> Any:
+    """Return the next thing that a child says."""
+    assert link.poll(seconds)
+    return link.recv()
+
+
+def ended(process: ForkServerProcess) -> int | None:
+    """Wait for a child to end, and return its exit code."""
+    process.join(SECONDS)
+    return process.exitcode
+
+
+def ingest_small(link: Link, folder: Path, path: Path, wait: bool = False) -> None:
+    """Child: ingest in batches of four."""
+    store.MAX_ROWS = ROWS
+    link.send("ready")
+    featurestore.ingest(folder, path, wait=wait)
+
+
+def small_folder(folder: Path, indices: Sequence[int]) -> Path:
+    """Write the smallest sentences that still differ in length, from the second batch on, so that a trial is quick."""
+    for index in indices:
+        write_sentence(folder, index, tokens=1 + (index > 5), layers=(0, 5))
+    return folder
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A folder in memory, where there is one: flushing, which no process can see, costs no time there."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="featurestore-", dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of four sentences in this process, too."""
+    monkeypatch.setattr(store, "MAX_ROWS", ROWS)
+
+
+# Killed
+
+
+def committed(path: Path, folder: Path) -> int | None:
+    """Check a store, and return how many sentences it holds; None if it is not there yet."""
+    if not (path / "zarr.json").exists():
+        with pytest.raises(featurestore.StoreError):
+            featurestore.open_store(path)
+        return None
+    return check(path, folder)
+
+
+def chunks(path: Path) -> dict[str, bytes]:
+    """All files of a store but its root, which alone says how an ingest stands."""
+    files = tree(path)
+    del files["zarr.json"]
+    return files
+
+
+def test_a_killed_ingest_loses_nothing_and_goes_on(base: Path, small_batches: None, long: bool) -> None:
+    """Killed at any moment, and perhaps once more while it goes on."""
+    stops = (ROWS, 2 * ROWS, 11)
+    batches, whole = {}, {}
+    for start, stop in itertools.pairwise((0, *stops)):
+        small_folder(base / "in", range(start, stop))
+        featurestore.ingest(base / "in", base / "batches.zarr")
+        batches[stop], whole = chunks(base / "batches.zarr"), tree(base / "batches.zarr")
+    assert check(base / "batches.zarr", base / "in") == stops[-1]
+    durations = []
+    for trial in range(3):
+        path = base / f"whole{trial}.zarr"
+        with child(ingest_small, base / "in", path) as (process, link):
+            assert told(link) == "ready"
+            start_time = time.monotonic()
+            assert ended(process) == 0
+            durations.append(time.monotonic() - start_time)
+        assert tree(path) == whole
+    duration = sorted(durations)[1]
+
+    rng = np.random.default_rng(0)
+    states: Counter[str] = Counter()
+    while states.total() < (500 if long else 30):
+        path = base / "killed.zarr"
+        before = 0
+        for delay in rng.uniform(0, duration, rng.integers(1, 3)):
+            with child(ingest_small, base / "in", path) as (process, link):
+                assert told(link) == "ready"
+                process.join(delay)
+                process.kill()
+                if ended(process) != -signal.SIGKILL:
+                    assert process.exitcode == 0
+                    break
+            n = committed(path, base / "in")
+            assert (n or 0) >= before
+            before = n or 0
+            clean = chunks(path) == batches[n] if n else not path.exists()
+            states[f"{'no store' if n is None else n}{'' if clean else ' and more on its way'}"] += 1
+        featurestore.ingest(base / "in", path)
+        assert tree(path) == whole
+        shutil.rmtree(path)
+    counts = {state.partition(" and")[0] for state in states}
+    print(f"\n{states.total()} kills over {duration:.2f} s; sentences committed: {dict(sorted(states.items()))}")
+    assert len(counts) >= 3
+    assert any(state.endswith("on its way") for state in states)
+
+
+# Interrupted
+
+
+def n_committed(path: Path) -> int:
+    """How many sentences the root says that there are."""
+    return store.dim_sizes(store.read_root(path))["sentence"] if (path / "zarr.json").exists() else 0
+
+
+def test_ctrl_c_says_how_to_go_on(base: Path, long: bool) -> None:
+    write_folder(base / "in", 130)
+    featurestore.ingest(base / "in", base / "whole.zarr")
+    moments: list[Callable[[Path], bool]] = [
+        lambda path: path.with_name(f"{path.name}.lock").exists(),
+        lambda path: (path / "zarr.json").exists(),
+        lambda path: n_committed(path) > 0,
+    ]
+    stopped = []
+    for trial, moment in enumerate(moments * (7 if long else 1)):
+        path = base / f"{trial}.zarr"
+        command = [sys.executable, str(CLI), "ingest", str(base / "in"), "--store", str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while not moment(path):
+                assert process.poll() is None
+                time.sleep(0.001)
+            before = n_committed(path)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 130, (out, err)
+        assert re.search(r"(?i)the same\s+command", err)
+        assert "Traceback" not in err
+        stopped.append(committed(path, base / "in"))
+        assert (stopped[-1] or 0) >= before
+        again = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        assert f"130 sentences ({130 - (stopped[-1] or 0)} added" in again.stdout
+        assert check(path, base / "in") == 130
+        assert tree(path) == tree(base / "whole.zarr")
+    print(f"\n{len(stopped)} times Ctrl-C; sentences committed: {stopped}")
+    assert None in stopped
+    assert any(stopped)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_ctrl_c_just_after_a_commit(
+    base: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """The root is replaced, but the writer does not know yet: it must not clean up what is committed."""
+    path, replace = base / "s.zarr", commit._replace
+    expected = write_folder(base / "in", 11)
+
+    def interrupted(target: Path, data: bytes) -> None:
+        replace(target, data)
+        if target == path / "zarr.json" and n_committed(path) == batch * ROWS:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "_replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            featurestore.ingest(base / "in", path)
+    assert committed(path, base / "in") == batch * ROWS
+    featurestore.ingest(base / "in", path)
+    assert check(path, base / "in") == len(expected)
+
+
+# Reading while another process writes
+
+
+def n_tokens(index: int) -> int:
+    """Lengths that grow now and then, so that the store's token dimension does, too."""
+    return 1 + index % 3 + index // 40
+
+
+@cache
+def source(index: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays of a sentence, token first, as `append_on` writes them into NPZs."""
+    arrays = sentence_arrays(index, tokens=n_tokens(index))
+    return arrays | {name: arrays[name].swapaxes(0, 1) for name in ("hidden_states", "activations")}
+
+
+def append_on(link: Link, base: Path, stop: Event, unsafe: bool) -> None:
+    """Child: append sentence after sentence, each by an ingest of its own, to shards of 16."""
+    store.MAX_ROWS = 16
+    append = commit_first if unsafe else commit.Writer.append
+    with mock.patch.object(commit.Writer, "append", append):
+        for index in itertools.count():
+            write_sentence(base / f"{index:06d}", index, tokens=n_tokens(index))
+            featurestore.ingest(base / f"{index:06d}", base / "s.zarr")
+            if stop.is_set():
+                link.send(index + 1)
+                return
+            if index == 0:
+                link.send("ready")
+
+
+def commit_first(
+    writer: commit.Writer,
+    *arguments: Any,
+    append: Callable[..., None] = commit.Writer.append,
+    write: Callable[[Batch], Any] = Batch.write,
+) -> None:
+    """Append as a careless writer does: say that the sentences are there, then write them."""
+
+    def careless(batch: Batch) -> Any:
+        writer._commit(batch.root)
+        return write(batch)
+
+    with mock.patch.object(Batch, "write", careless):
+        append(writer, *arguments)
+
+
+def read_on(link: Link, path: Path, goal: int, seed: int) -> None:
+    """Child: read random places of a store until `goal` values were right, or one was wrong.
+
+    A store stays open for a while, so it is also read with handles that are older than its files; and the disk is
+    slow now and then, so that files are replaced between a read of a shard's index and one of its chunks.
+    """
+    rng = np.random.default_rng(seed)
+    delays = itertools.cycle(rng.uniform(0, 0.1, 997) * (rng.random(997) < 0.05))
+    counts: Counter[str] = Counter()
+    sizes, wrong, errors = set(), list[object](), list[str]()
+    sleep, get = time.sleep, LocalStore.get
+
+    def retry(seconds: float) -> None:
+        counts["retries"] += 1
+        sleep(seconds)
+
+    async def slow(*arguments: Any, **options: Any) -> Any:
+        if isinstance(options.get("byte_range"), RangeByteRequest):
+            await asyncio.sleep(next(delays))
+        return await get(*arguments, **options)
+
+    def compare(what: object, found: Any, expected: Any) -> None:
+        if found == expected if isinstance(found, list) else found.tobytes() == expected.tobytes():
+            counts["right"] += 1
+        else:
+            wrong.append(what)
+
+    dask.config.set(scheduler="synchronous")
+    with mock.patch("time.sleep", retry), mock.patch.object(LocalStore, "get", slow):
+        while counts["right"] < goal and not wrong and len(errors) < goal:
+            try:
+                ds = featurestore.open_store(path)
+                n, longest = ds.sizes["sentence"], ds.sizes["token"]
+                sizes.add(n)
+                compare("sentence", ds["sentence"].values.tolist(), list(range(n)))
+                compare("n_tokens", ds["n_tokens"].values.tolist(), [n_tokens(index) for index in range(n)])
+                arrays = ds[[*ARRAYS]].reset_coords(drop=True)
+                for _ in range(20):
+                    index = n - 1 if rng.random() < 0.25 else int(rng.integers(n))
+                    place = int(rng.integers(longest))
+                    token = place - (longest - n_tokens(index))
+                    layer = int(rng.integers(ds.sizes["layer"]))
+                    one = arrays.isel(sentence=index, token=place, layer=layer).compute()
+                    where = f"sentence {index} of {n}, token {token}, layer {layer}"
+                    for name in ARRAYS:
+                        expected = source(index)[name][max(token, 0)]
+                        expected = expected if name == "embeddings" else expected[layer]
+                        expected = expected if token >= 0 else np.full_like(expected, np.nan)
+                        compare((where, name), one[name].values, expected)
+                fragments = [word for word in ds["fragment"].isel(sentence=index).values.tolist() if word]
+                compare((n, index, "fragment"), fragments, source(index)["fragments"].tolist())
+                texts = [source(index)["sentence"].item() for index in range(n)]
+                compare((n, "text"), ds["text"].values.tolist(), texts)
+            except featurestore.StoreError as error:
+                errors.append(str(error))
+    link.send((counts["right"], wrong, errors, counts["retries"], sizes))
+
+
+def read_while_written(base: Path, goal: int, unsafe: bool) -> tuple[int, list[object], list[str], set[int], int]:
+    """Let two processes read while a third one appends, and sum up what they found."""
+    stop = CONTEXT.Event()
+    path = base / "s.zarr"
+    with child(append_on, base, stop, unsafe) as (writer, written):
+        assert told(written) == "ready"
+        with child(read_on, path, goal // 2, 1) as (_, one), child(read_on, path, goal // 2, 2) as (_, two):
+            found = [told(one, 10 * SECONDS), told(two, 10 * SECONDS)]
+        stop.set()
+        n = told(written)
+        assert ended(writer) == 0
+    right = sum(reader[0] for reader in found)
+    wrong, errors = ([what for reader in found for what in reader[part]] for part in (1, 2))
+    retries, sizes = sum(reader[3] for reader in found), found[0][4] | found[1][4]
+    print(
+        f"\n{right} reads right, {len(wrong)} wrong {wrong[:2]}, {len(errors)} errors {errors[:2]}, {retries} retries; "
+    )
+    print(f"{n} sentences appended, {len(sizes)} sizes of the store seen")
+    return right, wrong, errors, sizes, n
+
+
+def test_readers_never_see_wrong_values_while_another_process_appends(base: Path, long: bool) -> None:
+    goal = 100_000 if long else 5_000
+    right, wrong, errors, sizes, n = read_while_written(base, goal, unsafe=False)
+    assert wrong == []
+    assert right >= goal
+    assert len(errors) < goal // 100, errors
+    assert len(sizes) >= 10
+    assert check(base / "s.zarr", *(base / f"{index:06d}" for index in range(n))) == n
+
+
+def test_readers_catch_a_writer_that_commits_before_it_writes(base: Path) -> None:
+    """The test above can fail."""
+    _, wrong, *_ = read_while_written(base, 5_000, unsafe=True)
+    assert wrong
+
+
+# Writing against each other
+
+
+def ingest_when_told(link: Link, barrier: Barrier) -> None:
+    """Child: ingest as often as it is told to, always together with the other one."""
+    store.MAX_ROWS = ROWS
+    while order := link.recv():
+        folder, path, wait = order
+        barrier.wait(SECONDS)
+        try:
+            done = featurestore.ingest(folder, path, wait=wait)
+            link.send(done.added)
+        except featurestore.StoreBusyError as error:
+            link.send(str(error))
+
+
+def test_two_writers_lose_and_double_nothing(base: Path, small_batches: None, long: bool) -> None:
+    """Half of the trials wait for each other; in the other half, one may be refused, and is told by whom."""
+    folders = [small_folder(base / "a", range(4, 7)), small_folder(base / "b", range(7, 9))]
+    expected = []
+    for trial, order in enumerate((folders, folders[::-1])):
+        for folder in order:
+            featurestore.ingest(folder, base / f"whole{trial}.zarr")
+        assert check(base / f"whole{trial}.zarr", *order) == 5
+        expected.append(tree(base / f"whole{trial}.zarr"))
+    added = [3, 2]
+    outcomes: Counter[str] = Counter()
+    named = 0
+    barrier = CONTEXT.Barrier(2)
+    with child(ingest_when_told, barrier) as (a, link_a), child(ingest_when_told, barrier) as (b, link_b):
+        pids, links = [a.pid, b.pid], [link_a, link_b]
+        for trial in range(500 if long else 50):
+            path, wait = base / f"{trial}.zarr", trial % 2 == 0
+            for folder, link in zip(folders, links, strict=True):
+                link.send((folder, path, wait))
+            said = [told(link) for link in links]
+            refused = [number for number in (0, 1) if said[number] != added[number]]
+            assert len(refused) <= (0 if wait else 1), said
+            for number in refused:
+                holder = f"process {pids[1 - number]} on [^;]+"  # who is just coming or going has no name
+                found = re.search(f"is being written by ({holder}|another process); ", said[number])
+                assert found, said[number]
+                named += found[1] != "another process"
+                assert featurestore.ingest(folders[number], path).added == added[number]
+            first = expected.index(tree(path))
+            assert not path.with_name(f"{path.name}.lock").exists()
+            shutil.rmtree(path)
+            outcomes[f"{'ab'[first]} first, {'waited' if wait else 'refused' if refused else 'after it'}"] += 1
+        for link in links:
+            link.send(None)
+        assert (ended(a), ended(b)) == (0, 0)
+    print(f"\n{outcomes.total()} pairs of writers: {dict(sorted(outcomes.items()))}; {named} times the holder named")
+    assert named
+
+
+def hold(link: Link, path: Path) -> None:
+    """Child: hold a store's lock for ever."""
+    with commit.exclusive(path, wait=False):
+        link.send("held")
+        link.recv()
+
+
+def test_a_dead_holder_blocks_nobody(base: Path, small_batches: None) -> None:
+    folders = [small_folder(base / str(index), [index, index + 1]) for index in (0, 2, 4)]
+    for trial in range(3):
+        path = base / f"{trial}.zarr"
+        with child(hold, path) as (holder, held):
+            assert told(held) == "held"
+            with pytest.raises(featurestore.StoreBusyError, match=f"is being written by process {holder.pid} on "):
+                featurestore.ingest(folders[0], path)
+            if trial == 0:  # nobody waits
+                holder.kill()
+                assert ended(holder) == -signal.SIGKILL
+                assert path.with_name(f"{path.name}.lock").exists()
+                for folder in folders:
+                    featurestore.ingest(folder, path)
+            else:  # three wait
+                with (
+                    child(ingest_small, folders[0], path, True) as (first, link_1),
+                    child(ingest_small, folders[1], path, True) as (second, link_2),
+                    child(ingest_small, folders[2], path, True) as (third, link_3),
+                ):
+                    assert [told(link) for link in (link_1, link_2, link_3)] == ["ready"] * 3
+                    assert not path.exists()
+                    holder.kill()
+                    assert [ended(process) for process in (first, second, third)] == [0, 0, 0]
+        orders = itertools.permutations(folders)
+        assert [order for order in orders if holds(path, order)]
+        assert not path.with_name(f"{path.name}.lock").exists()
+
+
+def holds(path: Path, folders: Sequence[Path]) -> bool:
+    """Whether a store holds exactly these folders, in this order."""
+    try:
+        return check(path, *folders) == 6
+    except AssertionError:
+        return False
