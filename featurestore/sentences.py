@@ -244,7 +244,8 @@ def _integers(archive: Archive, name: str) -> tuple[int, ...]:
 
 
 def _all_whole(values: NDArray[Any]) -> bool:
-    return bool(np.all(np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < 2.0**62)))
+    wide = values.astype(np.float64)
+    return bool(np.all(np.isfinite(wide) & (wide == np.floor(wide)) & (np.abs(wide) < 2.0**62)))
 
 
 def _texts(archive: Archive, name: str) -> tuple[str, ...]:

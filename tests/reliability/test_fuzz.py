@@ -293,6 +293,7 @@ def stored(content: dict[str, tuple[Any, Any, bytes]]) -> bytes:
         pytest.param("sentence_index", ("<i8", (0,)), (), b"", id="no index"),
         pytest.param("sentence", "<U1", (), b"\xff\xff\xff\xff", id="a character beyond Unicode"),
         pytest.param("fragments", "<U1", (TOKENS,), b"\0\0\x11\0" * TOKENS, id="the first one beyond Unicode"),
+        pytest.param("sentence_index", "<M8", (), b"\1" + bytes(7), id="a date without a unit"),
         pytest.param("sentence_index", "<U1", (), b"\xff\xff\xff\xff", id="a number that is no Unicode"),
     ],
 )
@@ -300,6 +301,20 @@ def test_a_lie(tmp_path: Path, name: str, descr: Any, shape: Any, body: bytes) -
     (tmp_path / "sentence_1.npz").write_bytes(stored({name: (descr, shape, body)}))
     with pytest.raises(featurestore.NpzError, match=f"array '{name}'|arrays disagree"):
         sentences.read(sentences.scan(tmp_path / "sentence_1.npz"))
+
+
+def test_integers_as_float16(tmp_path: Path) -> None:
+    """Odd, but whole numbers; and no warning of numpy's on the way."""
+    layers = np.arange(LAYERS, dtype="<f2")
+    (tmp_path / "sentence_1.npz").write_bytes(stored({"layers": ("<f2", (LAYERS,), layers.tobytes())}))
+    assert sentences.scan(tmp_path / "sentence_1.npz").extraction.layers == (*range(LAYERS),)
+
+
+def test_an_array_name_that_drives_a_terminal(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **dataset() | {"meta_\x1b[31m\n": np.array([None])})
+    with pytest.raises(featurestore.NpzError, match="pickled") as error:
+        featurestore.load_dataset(tmp_path / "x.npz")
+    is_clear(error.value, tmp_path / "x.npz")
 
 
 def test_an_unknown_normalization(tmp_path: Path) -> None:
