@@ -155,7 +155,7 @@ class Archive:
 
     def _member(self, name: str, max_bytes: int = MAX_ARRAY_BYTES) -> zipfile.ZipInfo:
         if name not in self._members:
-            raise self.error(name, f"is missing; the file has {', '.join(map(repr, self._members)) or 'none'}")
+            raise self.error(name, f"is missing; the file has {', '.join(map(shown, self._members)) or 'none'}")
         member = self._members[name]
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
             raise self.error(name, "is encrypted or compressed by another method than DEFLATE; write it with numpy")
@@ -205,4 +205,4 @@ class Archive:
 
     def error(self, name: str, problem: str) -> NpzError:
         """Make the error that says what is wrong with an array of this file."""
-        return NpzError(f"{shown(self.path)}: array '{name}' {problem}")
+        return NpzError(f"{shown(self.path)}: array '{shown(name)}' {problem}")

@@ -238,7 +238,9 @@ def _integers(archive: Archive, name: str) -> tuple[int, ...]:
     if name not in _AXES and values.shape not in ((), (1,)):
         raise archive.error(name, f"must be a single integer, found shape {values.shape}")
     if values.dtype.kind not in "iuf" or not _all_whole(values):
-        found = f"text {_abbreviate(values)}" if values.dtype.kind == "U" else _abbreviate(values)
+        known = {"U": "text ", "b": "", "i": "", "u": "", "f": ""}
+        kind = values.dtype.kind
+        found = f"{known[kind]}{_abbreviate(values)}" if kind in known else values.dtype
         raise archive.error(name, f"must be a whole number, found {found}; correct it and extract again")
     return tuple(int(value) for value in values.ravel())
 
