@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         NonFiniteError,
         NpzError,
         ParameterError,
+        RecipeError,
         SelectionError,
         SourceError,
         StoreBusyError,
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     )
     from featurestore.ingestion import ingest
     from featurestore.inspection import info
+    from featurestore.library import list_datasets
     from featurestore.normalize import Normalization
     from featurestore.reading import open_store
     from featurestore.strategies import Selection, list_strategies, strategy
+    from featurestore.sweeping import Sweep, sweep
     from featurestore.verification import Problem, verify
 
 _HOMES = {
@@ -36,6 +39,7 @@ _HOMES = {
         "NonFiniteError",
         "NpzError",
         "ParameterError",
+        "RecipeError",
         "SelectionError",
         "SourceError",
         "StoreBusyError",
@@ -44,9 +48,11 @@ _HOMES = {
     ],
     "ingestion": ["ingest"],
     "inspection": ["info"],
+    "library": ["list_datasets"],
     "normalize": ["Normalization"],
     "reading": ["open_store"],
     "strategies": ["Selection", "list_strategies", "strategy"],
+    "sweeping": ["Sweep", "sweep"],
     "verification": ["Problem", "verify"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -60,20 +66,24 @@ __all__ = [
     "NpzError",
     "ParameterError",
     "Problem",
+    "RecipeError",
     "Selection",
     "SelectionError",
     "SourceError",
     "StoreBusyError",
     "StoreError",
     "StoreNotFoundError",
+    "Sweep",
     "__version__",
     "build",
     "info",
     "ingest",
+    "list_datasets",
     "list_strategies",
     "load_dataset",
     "open_store",
     "strategy",
+    "sweep",
     "verify",
 ]
 

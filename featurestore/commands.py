@@ -2,129 +2,26 @@
 
 from __future__ import annotations
 
-import errno
+import json
 import logging
-import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import click
 
-from featurestore.errors import FeatureStoreError, ParameterError
-from featurestore.layers import Layers
+from featurestore.errors import ParameterError
+from featurestore.ranges import Numbers
 from featurestore.schema import NORMALIZATIONS, __version__
 from featurestore.strategies import list_strategies
+from featurestore.terminal import Boundary, Echo, Progress, logger, plain, verbosity
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from featurestore.inspection import StoreInfo
-
-logger = logging.getLogger("featurestore")
-
-
-def plain(text: str) -> str:
-    """Make text safe for a terminal: control characters, which could drive it, become visible escapes."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
-
-
-class Boundary(click.Group):
-    """The one place where errors become a line on stderr and an exit code. Bugs keep their traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except ParameterError as error:
-            raise click.UsageError(plain(str(error))) from error
-        except FeatureStoreError as error:
-            raise click.ClickException(plain(str(error))) from error
-        except BrokenPipeError:
-            raise  # click ends quietly
-        except OSError as error:
-            partial = str(error.filename or ".partial").endswith(".partial")
-            where, what = ctx.obj if partial else error.filename, error.strerror or error
-            message = f"{where}: cannot be written or read ({what}); {_remedy(error)}; what was there before is intact"
-            raise click.ClickException(plain(message)) from error
-        except KeyboardInterrupt:
-            click.echo(
-                "\nInterrupted: nothing is half-written. Run the same command again: an ingest goes on", err=True
-            )
-            click.echo("after the last batch that it committed.", err=True)
-            ctx.exit(130)
-
-
-def _remedy(error: OSError) -> str:
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return "free some space, then run the same command again"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return "check its permissions"
-        case errno.EEXIST | errno.ENOTDIR:
-            return "expected a folder, found a file: choose another path"
-        case _:
-            return "run the same command again"
-
-
-class Progress(AbstractContextManager["Progress"]):
-    """A bar with rate and time left for each stage of a long work; silent where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self._hidden = not sys.stderr.isatty() or logger.getEffectiveLevel() > logging.INFO
-        self._bar: Any = None
-        self._what = ""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that `done` of `total` is done."""
-        if what != self._what:
-            self.__exit__(None, None, None)
-            self._what = what
-            self._bar = click.progressbar(
-                length=total,
-                label=what,
-                show_pos=True,
-                update_min_steps=max(1, total // 500),
-                item_show_func=lambda rate: rate,
-                file=sys.stderr,
-                hidden=self._hidden,
-            )
-        seconds = self._bar.time_per_iteration
-        self._bar.update(done - self._bar.pos, f"{1 / seconds:.0f} files/s" if seconds else None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.render_finish()
-            self._bar = None
-
-
-class _Echo(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        prefix = "Warning: " if record.levelno == logging.WARNING else ""
-        click.echo(plain(f"{prefix}{record.getMessage()}"), err=True)
-
-
-def _set_verbosity(_ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
-    if value is not None:
-        logger.setLevel(value)
-
-
-def verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``-v`` and ``-q``."""
-    for flags, level, text in (
-        (("-q", "--quiet"), logging.WARNING, "No progress and no notes; results, warnings and errors are printed."),
-        (("-v", "--verbose"), logging.DEBUG, "Say more of what is done, such as each commit."),
-    ):
-        command = click.option(
-            *flags, flag_value=level, type=int, default=None, expose_value=False, callback=_set_verbosity, help=text
-        )(command)
-    return command
+SPLIT_FLAGS = (
+    ("--test-size", float, "Share of the sentences that are test rows, stratified by label, without leakage."),
+    ("--folds", int, "Number of folds, stratified by label, without leakage; alone, fold 0 is the test part."),
+    ("--seed", int, "Of the split.  [default: 0]"),
+    ("--group-by", str, "Never divide sentences of one group: a coordinate of the store, or FILE.csv:COLUMN."),
+)
 
 
 def strategy_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +33,7 @@ def strategy_options(command: Callable[..., Any]) -> Callable[..., Any]:
             takers.setdefault(option.name, []).append(strategy.name)
             options[option.name] = option
     for name, option in reversed(options.items()):
-        kind = str if option.type is Layers else option.type
+        kind = str if option.type == Numbers else option.type
         text = f"{option.help} [{', '.join(takers[name])}]"
         command = click.option(option.flag, name, type=kind, help=text, metavar="SPEC" if kind is str else None)(
             command
@@ -144,11 +41,18 @@ def strategy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def split_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a split."""
+    for flag, kind, text in reversed(SPLIT_FLAGS):
+        command = click.option(flag, type=kind, help=text)(command)
+    return command
+
+
 @click.group(cls=Boundary, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="featurestore")
 def main() -> None:
     """Store language-model activations, and build training datasets from them."""
-    logger.handlers = [_Echo()]
+    logger.handlers = [Echo()]
     logger.setLevel(logging.INFO)
 
 
@@ -189,7 +93,17 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
     help="A store, or a folder of sentence NPZs: its store is stores/<folder name>.zarr, brought up to date first.",
 )
 @strategy_options
-@click.option("--normalize", type=click.Choice(NORMALIZATIONS), default=NORMALIZATIONS[0], show_default=True)
+@click.option(
+    "--normalize",
+    type=click.Choice(NORMALIZATIONS),
+    help=f"How X is normalized.  [default: {NORMALIZATIONS[0]}, or as --stats-from]",
+)
+@split_flags
+@click.option(
+    "--stats-from",
+    type=click.Path(path_type=Path),
+    help="Normalize by the parameters of this dataset, of the same strategy and input.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -202,7 +116,12 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
 def build(
     strategy: str,
     source: Path,
-    normalize: str,
+    normalize: str | None,
+    test_size: float | None,
+    folds: int | None,
+    seed: int | None,
+    group_by: str | None,
+    stats_from: Path | None,
     output: Path | None,
     overwrite: bool,
     drop_nonfinite: bool,
@@ -212,26 +131,82 @@ def build(
     """Build a dataset NPZ from the final tokens of a store."""
     from featurestore import building, ingestion
     from featurestore.datasets import check_output
+    from featurestore.plans import Plan, split_options
 
-    list_strategies()[strategy].parameters(parameters)
+    split = split_options(test_size, folds, seed, group_by)
+    plan = Plan.of(strategy, parameters, normalize, drop_nonfinite, split, stats_from)
     if output:
         check_output(output)
     _target(ingestion.store_path(source))
     with Progress() as progress:
         store = ingestion.find_store(source, wait=wait, progress=progress)
-    given = {name: value for name, value in parameters.items() if value is not None}
-    output = _target(output or building.default_output(store, strategy, normalize, given))
-    dataset = building.build(
-        store,
-        strategy,
-        normalize=normalize,
-        output=output,
-        overwrite=overwrite,
-        drop_nonfinite=drop_nonfinite,
-        **given,
-    )
+    output = _target(output or building.default_output(store, plan))
+    dataset = building.build_plan(store, plan, output, overwrite=overwrite)
     n, d = dataset.data.shape
-    click.echo(plain(f"{output}: X {n} x {d}, y {dataset.y.dtype}, {normalize}"))
+    click.echo(plain(f"{output}: X {n} x {d}, y {dataset.y.dtype}, {plan.normalize}"))
+
+
+@main.command()
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Check everything and list the datasets, but build none.")
+@click.option("--force", is_flag=True, help="Build again what is up to date, and replace files of other content.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, for editors, and exit.")
+@click.option("--wait", is_flag=True, help="Wait while another process writes a store.")
+@verbosity
+def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: bool) -> None:
+    """Build all datasets of a RECIPE, a YAML file.
+
+    Each piece of a store is read once for all of them. What is up to date is skipped, so the same command also goes on
+    after an interruption.
+    """
+    if schema:
+        from featurestore.recipe_schema import recipe_schema
+
+        click.echo(json.dumps(recipe_schema(), indent=2))
+        return
+    if recipe is None:
+        raise ParameterError("RECIPE: expected a YAML file, found none; see examples/*.yaml")
+    from featurestore import building, reports, sweeping
+
+    _target(building.DATASETS)
+    with Progress() as progress:
+        done = sweeping.sweep(recipe, dry_run=dry_run, force=force, wait_for_writer=wait, progress=progress)
+    click.echo(plain(reports.sweep(done, dry_run)))
+
+
+@main.command("datasets")
+@click.argument("folder", default=Path("generated_datasets"), type=click.Path(path_type=Path))
+@click.option("--stores", default=Path("stores"), type=click.Path(path_type=Path), help="Folder of their stores.")
+@click.option("--strategy", type=click.Choice(list(list_strategies())), help="Only of this strategy.")
+@click.option("--layer", type=int, help="Only with this layer, in X or y.")
+@click.option("--feature", type=int, help="Only with this SAE feature as y.")
+@click.option(
+    "--stale/--current", "stale", default=None, help="Only those whose store has other sentences now, or not."
+)
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV.")
+@verbosity
+def datasets_command(
+    folder: Path,
+    stores: Path,
+    strategy: str | None,
+    layer: int | None,
+    feature: int | None,
+    stale: bool | None,
+    form: str | None,
+) -> None:
+    """List the datasets in FOLDER  [default: generated_datasets], from what the files say themselves."""
+    from featurestore import library, reports
+
+    entries = [
+        entry
+        for entry in library.list_datasets(folder, stores)
+        if strategy in (None, entry.strategy)
+        and (layer is None or layer in (*entry.layers, entry.target_layer))
+        and (feature is None or feature in entry.target_features)
+        and (stale is None or entry.state == ("stale" if stale else "current"))
+    ]
+    click.echo(plain(reports.datasets(entries, form)))
 
 
 @main.command()
@@ -239,9 +214,9 @@ def build(
 @verbosity
 def info(store: Path) -> None:
     """Summarize a STORE, and compare its SAEs' nominal average L0 with the L0 measured at the final tokens."""
-    from featurestore import inspection
+    from featurestore import inspection, reports
 
-    click.echo(plain(_describe(inspection.info(store))))
+    click.echo(plain(reports.info(inspection.info(store))))
 
 
 @main.command()
@@ -264,25 +239,3 @@ def _target(path: Path) -> Path:
     """Say what is about to be written, for the case that this fails."""
     click.get_current_context().find_root().obj = path
     return path
-
-
-def _describe(info: StoreInfo) -> str:
-    tokens = "{} to {}, median {}".format(*(info.tokens[i] for i in (0, 2, 1))) if info.tokens else "none"
-    rows = {
-        "sentences": f"{info.sentences:,}",
-        "labels": ", ".join(f"{label}: {count:,}" for label, count in info.labels.items()) or "none",
-        "tokens a sentence": tokens,
-        "hidden": f"{info.hidden:,}",
-        "features": f"{info.features:,}",
-        "dtypes": ", ".join(f"{name} {dtype}" for name, dtype in info.dtypes.items()),
-        "non-finite values": f"{info.nonfinite_values:,} in {info.nonfinite_sentences:,} sentences",
-        "on disk": f"{info.bytes_on_disk / 1e6:,.1f} MB",
-        "left out": f"{len(info.skipped):,} files",
-    }
-    lines = [f"{info.path}", *(f"  {name:18} {value}" for name, value in rows.items())]
-    lines += [f"    {file}: {reason}" for file, reason in info.skipped]
-    lines += ["", "  layer  average L0  measured at final tokens"]
-    for sae in info.saes:
-        mark = "  MISMATCH: check the extraction" if sae.mismatch else ""
-        lines.append(f"  {sae.layer:5}  {sae.average_l0:10}  {sae.measured_l0:24.1f}{mark}")
-    return "\n".join(lines)

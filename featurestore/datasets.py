@@ -6,7 +6,7 @@ import filecmp
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +20,45 @@ from featurestore.normalize import PARAMETERS, Normalization
 from featurestore.npz import Archive
 
 if TYPE_CHECKING:
-    import dask.array as da
     from numpy.typing import NDArray
+    from sklearn.preprocessing import FunctionTransformer
 
-_WINDOW_BYTES = 64 << 20
+_WINDOW_BYTES = 1 << 20
+"""X is normalized and written in windows of rows that a processor's cache can hold."""
+
+
+class Columns:
+    """Blocks of columns side by side, of some rows; like a 2-D array, but calculated when it is sliced.
+
+    Parameters
+    ----------
+    blocks : sequence of ndarray, (m, d_i)
+        Raw values.
+    rows : ndarray, (n,) int
+        Which of their rows, in this order.
+    normalization : Normalization, optional
+        Applied to what is sliced; without it the values are raw.
+    """
+
+    ndim = 2
+
+    def __init__(
+        self, blocks: Sequence[NDArray[Any]], rows: NDArray[np.intp], normalization: Normalization | None = None
+    ) -> None:
+        self._blocks, self._rows, self._normalization = blocks, rows, normalization
+        self.shape = len(rows), sum(block.shape[1] for block in blocks)
+        self.dtype = np.dtype(np.float32) if normalization else np.result_type(*blocks)
+
+    def __getitem__(self, key: slice | tuple[slice, ...]) -> NDArray[Any]:
+        part, *columns = key if isinstance(key, tuple) else (key,)
+        rows = self._rows[part]
+        values = np.concatenate([block[rows] for block in self._blocks], axis=1)
+        if self._normalization:
+            values = self._normalization.transform(values)
+        return values[:, *columns]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(dtype or self.dtype, copy=False)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,9 +67,9 @@ class Dataset:
 
     Attributes
     ----------
-    data : ndarray or dask.array.Array, (n, d) float32
-        X, computed or still lazy: then the store is read again when X is used or saved.
-    y : ndarray, (n,)
+    data : ndarray or Columns, (n, d) float32
+        X, computed or still lazy: then it is normalized when it is used or saved.
+    y : ndarray, (n,), or (n, k) where there are k targets
         int64 labels or float32 activations.
     metadata : mapping of str to ndarray
         Where it came from; in the file each name starts with ``meta_``.
@@ -42,7 +77,7 @@ class Dataset:
         How X came from the raw values.
     """
 
-    data: NDArray[np.float32] | da.Array
+    data: NDArray[np.float32] | Columns
     y: NDArray[Any]
     metadata: Mapping[str, NDArray[Any]]
     normalization: Normalization
@@ -54,7 +89,7 @@ class Dataset:
 
     @cached_property
     def X(self) -> NDArray[np.float32]:  # noqa: N802
-        """Normalized inputs, (n, d) float32; computed at the first use and kept."""
+        """Normalized inputs, (n, d) float32; calculated at the first use and kept."""
         return np.asarray(self.data)
 
     def transform(self, raw: NDArray[Any]) -> NDArray[np.float32]:
@@ -64,6 +99,18 @@ class Dataset:
     def inverse(self, normalized: NDArray[Any]) -> NDArray[np.float32]:
         """Return normalized values to raw ones, (..., d) to float32."""
         return self.normalization.inverse(normalized)
+
+    def transformer(self) -> FunctionTransformer:
+        """Return `transform` and `inverse` as a scikit-learn transformer, for a pipeline on raw values.
+
+        Fitting it changes nothing: it keeps the statistics of this dataset. Needs scikit-learn, which this package
+        does not install by itself (``pip install featurestore[sklearn]``).
+        """
+        from sklearn.preprocessing import FunctionTransformer
+
+        return FunctionTransformer(
+            self.transform, self.inverse, validate=False, check_inverse=False, feature_names_out="one-to-one"
+        )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the dataset, in windows of rows, so that X never has to fit in memory.
@@ -158,6 +205,24 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
         {name.removeprefix("meta_"): value for name, value in arrays.items() if name.startswith("meta_")},
         Normalization(method, {name: arrays[f"norm_{name}"] for name in PARAMETERS[method]}),
     )
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Read what a dataset file says of itself, but neither X nor y; the shape of X is added as `shape`.
+
+    Raises
+    ------
+    NpzError
+        If the file is damaged, or is no such dataset.
+    """
+    path = Path(path)
+    with Archive(path) as archive:
+        if "norm_method" not in archive or "X" not in archive:
+            raise NpzError(f"{path}: is no dataset of featurestore: no array 'norm_method'; check the path")
+        size = path.stat().st_size
+        names = ["norm_method", *(name for name in archive.names if name.startswith("meta_"))]
+        arrays = {name.removeprefix("meta_"): archive.array(name, max_bytes=size) for name in names}
+        return arrays | {"shape": np.array(archive.header("X").shape)}
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:

@@ -11,7 +11,8 @@
     ├── SelectionError (LookupError) a layer, feature or SAE that the store does not hold
     ├── ParameterError (TypeError)   an option that is unknown, missing, contradictory or unreadable
     ├── NonFiniteError (ValueError)  NaN or infinity where a dataset needs numbers
-    └── DatasetError (ValueError)    a dataset that cannot be written where it should be
+    ├── DatasetError (ValueError)    a dataset that cannot be written where it should be, or used as asked
+    └── RecipeError (ValueError)     a recipe that asks for something impossible or unreadable
 
 Every message names its subject, what was expected, what was found, and what to do about it.
 """
@@ -58,7 +59,11 @@ class NonFiniteError(FeatureStoreError, ValueError):
 
 
 class DatasetError(FeatureStoreError, ValueError):
-    """A dataset that cannot be written where it should be."""
+    """A dataset that cannot be written where it should be, or used as asked."""
+
+
+class RecipeError(FeatureStoreError, ValueError):
+    """A recipe that asks for something impossible or unreadable; one line for each fault."""
 
 
 def shown(name: object) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,13 +12,13 @@ from featurestore.errors import ParameterError
 from featurestore.schema import NORMALIZATIONS
 
 if TYPE_CHECKING:
-    import dask.array as da
     from numpy.typing import ArrayLike, NDArray
-
-logger = logging.getLogger(__name__)
 
 PARAMETERS = dict(zip(NORMALIZATIONS, (("mean", "std"), ("min", "max"), ()), strict=True))
 """The methods, and the names of their parameters."""
+
+_ROWS = 256
+"""Rows of a chunk while statistics are computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,36 +103,61 @@ def check_method(method: str) -> None:
         raise ParameterError(f"normalize: expected one of {', '.join(PARAMETERS)}, found {method!r}")
 
 
-def fit(method: str, X: da.Array) -> Normalization:
-    """Compute a normalization's parameters from finite raw values, in float64 and chunk by chunk.
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What every method needs to know of d columns of finite values, (d,) float64 each; `std` has ddof 0."""
+
+    min: NDArray[np.float64]
+    max: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+
+def measure(columns: Sequence[ArrayLike]) -> list[Statistics]:
+    """Compute the statistics of several arrays at once, in float64 and chunk by chunk, by dask.
+
+    Parameters
+    ----------
+    columns : sequence of array, (n, d)
+        Finite raw values: anything that has a shape and a dtype and can be sliced, not necessarily in memory.
+
+    Returns
+    -------
+    list of Statistics
+        They depend on the values and their order alone, not on what else is computed. A constant column has its value
+        as mean and 1 as std, so that it comes out as exactly 0.
+    """
+    import dask.array as da
+    from dask.base import compute
+
+    wanted = []
+    for array in columns:
+        values = da.from_array(array, chunks=(_ROWS, -1), name=False).astype(np.float64)
+        wanted.append((values.min(axis=0), values.max(axis=0), values.mean(axis=0), values.std(axis=0)))
+    return [_statistics(*computed) for computed in compute(*wanted)]
+
+
+def _statistics(*computed: NDArray[np.float64]) -> Statistics:
+    smallest, largest, mean, std = computed
+    constant = smallest == largest
+    return Statistics(smallest, largest, np.where(constant, smallest, mean), np.where(constant | (std == 0), 1.0, std))
+
+
+def fit(method: str, statistics: Sequence[Statistics]) -> Normalization:
+    """Make a normalization from the statistics of blocks of columns, side by side.
 
     Parameters
     ----------
     method : str
         One of `PARAMETERS`.
-    X : dask.array.Array, (n, d)
-        Raw values; computed here, once.
+    statistics : sequence of Statistics
+        Not needed for ``"none"``.
 
     Returns
     -------
     Normalization
-        A constant column has its value as mean and 1 as std, so that it comes out as exactly 0.
     """
-    from dask.base import compute
-
-    values = X.astype(np.float64)
-    statistics: dict[str, Any] = {}
-    if method != "none":
-        statistics = {"min": values.min(axis=0), "max": values.max(axis=0)}
-    if method == "standardize":
-        statistics |= {"mean": values.mean(axis=0), "std": values.std(axis=0)}
-    (computed,) = compute(statistics)
-    if method == "none":
-        return Normalization(method, {})
-    constant = computed["min"] == computed["max"]
-    if n_constant := np.count_nonzero(constant):
-        logger.warning("%d of %d columns of X are constant", n_constant, len(constant))
-    if method == "standardize":
-        computed["mean"] = np.where(constant, computed["min"], computed["mean"])
-        computed["std"] = np.where(constant | (computed["std"] == 0), 1.0, computed["std"])
-    return Normalization(method, {name: computed[name] for name in PARAMETERS[method]})
+    return Normalization(
+        method,
+        {name: np.concatenate([getattr(block, name) for block in statistics]) for name in PARAMETERS[method]},
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from featurestore.errors import StoreError
 from featurestore.schema import ARRAY_DIMS, Extraction
-from featurestore.store import Root, array_metadata, chunk_shape, dim_sizes, read_root
+from featurestore.store import Root, array_metadata, chunk_shape, dim_sizes, inner_chunk_shape, read_root
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,10 +56,22 @@ def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
     >>> ds = open_store("stores/dishonesty.zarr")  # doctest: +SKIP
     >>> ds.hidden_states.sel(layer=12, token=-1)  # doctest: +SKIP
     """
+    return _open(Path(path), chunk_shape)
+
+
+def open_chunks(path: Path) -> xr.Dataset:
+    """Open a store as `open_store` does, but with one dask chunk for each that is compressed as one.
+
+    For what is known to need few of them: a selection then reads no more than it needs, and two that need the same
+    chunk share it, also where dask does not merge selecting with reading.
+    """
+    return _open(path, inner_chunk_shape)
+
+
+def _open(path: Path, chunks_of: Callable[[Root, str], tuple[int, ...]]) -> xr.Dataset:
     import dask.array as da
     import xarray as xr
 
-    path = Path(path)
     root = read_root(path)
     variables = {}
     n_tokens = read_coord(path, root, "n_tokens")
@@ -66,7 +79,7 @@ def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
         dims = metadata["dimension_names"]
         array = _Lazy(path, root, name, n_tokens)
         if name in ARRAY_DIMS or metadata["data_type"] == "string":
-            chunks = tuple(max(1, min(sizes)) for sizes in zip(array.shape, chunk_shape(root, name), strict=True))
+            chunks = tuple(max(1, min(sizes)) for sizes in zip(array.shape, chunks_of(root, name), strict=True))
             # Named at random, as no content is known yet: an appended store must not be mistaken for the earlier one.
             variables[name] = dims, da.from_array(array, chunks, name=False)
         else:

@@ -9,7 +9,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from featurestore.errors import ParameterError
-from featurestore.layers import Layers, integer, layer_tuple, parse_layers
+from featurestore.ranges import Numbers, integer, number_tuple, parse_numbers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,14 +21,20 @@ class Selection:
 
     Attributes
     ----------
-    X : xarray.DataArray
-        Dims `sentence` first, then any; flattened to 2-D in that order.
+    X : xarray.DataArray, or a sequence of them
+        Blocks of columns, to be put side by side. Dims `sentence` first, then any; flattened to 2-D in that order.
+        Blocks that several datasets have in common, such as one layer, are read once for all of them.
     y : xarray.DataArray
-        Dim `sentence`.
+        Dims `sentence`, or `sentence` and one more where there are several targets.
     """
 
-    X: xr.DataArray
+    X: xr.DataArray | Sequence[xr.DataArray]
     y: xr.DataArray
+
+    @property
+    def blocks(self) -> tuple[xr.DataArray, ...]:
+        """The blocks of X, also where it is only one."""
+        return tuple(self.X) if isinstance(self.X, Sequence) else (self.X,)
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class Option:
         ParameterError
             If it is not of the option's type.
         """
-        if self.type is Layers:
-            return parse_layers(value) if isinstance(value, str) else layer_tuple(value)
+        if self.type == Numbers:
+            return parse_numbers(self.flag, value) if isinstance(value, str) else number_tuple(self.flag, value)
         if self.type is int:
             return integer(self.flag, value)
         if not isinstance(value, self.type):
@@ -77,7 +83,7 @@ class Strategy:
         return (inspect.getdoc(self.select) or "").partition("\n")[0]
 
     def parameters(self, given: Mapping[str, object]) -> dict[str, Any]:
-        """Validate options by name; those that are None count as not given.
+        """Validate options by name, and return them in the strategy's order; None counts as not given.
 
         Raises
         ------
@@ -96,7 +102,7 @@ class Strategy:
         if self.one_of and len([name for name in self.one_of if name in given]) != 1:
             flags = " or ".join(options[name].flag for name in self.one_of)
             raise ParameterError(f"{self.name} needs either {flags}, and not both")
-        return {name: options[name].convert(value) for name, value in given.items()}
+        return {name: option.convert(given[name]) for name, option in options.items() if name in given}
 
 
 Select = Callable[..., Selection]

@@ -136,6 +136,14 @@ def chunk_shape(root: Root, name: str) -> tuple[int, ...]:
     return tuple(array_metadata(root)[name]["chunk_grid"]["configuration"]["chunk_shape"])
 
 
+def inner_chunk_shape(root: Root, name: str) -> tuple[int, ...]:
+    """Shape of what is compressed as one: of the chunks within the shards of an array, or of its chunks."""
+    for codec in array_metadata(root)[name]["codecs"]:
+        if codec["name"] == "sharding_indexed":
+            return tuple(codec["configuration"]["chunk_shape"])
+    return chunk_shape(root, name)
+
+
 def resized(root: Root, sentences: int, tokens: int) -> Root:
     """Return metadata for other numbers of sentences and tokens; `root` is left as it is."""
     new = {"sentence": sentences, "token": tokens}

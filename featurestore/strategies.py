@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from featurestore.errors import SelectionError
-from featurestore.layers import Layers, format_layers, runs
+from featurestore.ranges import Numbers, format_numbers
 from featurestore.registry import Selection, get_strategy, list_strategies, strategy
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS, FINAL_TOKEN, HIDDEN_STATES
 
@@ -28,6 +28,7 @@ __all__ = [
     "hidden_to_concept",
     "hidden_to_feature",
     "list_strategies",
+    "sae_position",
     "sae_positions",
     "strategy",
 ]
@@ -70,7 +71,7 @@ def hidden_to_concept(
     ds: xr.Dataset,
     *,
     layer: Annotated[int | None, "The one layer of the hidden states that are X."] = None,
-    layers: Annotated[Layers | None, "Layers whose hidden states are concatenated as X, such as 0-2,10,15-17."] = None,
+    layers: Annotated[Numbers | None, "Layers whose hidden states are concatenated as X, such as 0-2,10,15-17."] = None,
 ) -> Selection:
     """Predict the concept label from the hidden states of one layer, or of several concatenated."""
     return Selection(X=final_hidden_states(ds, layers or [layer]), y=ds["label"])
@@ -84,7 +85,7 @@ def final(array: xr.DataArray, **positions: int | slice) -> xr.DataArray:
     return array.isel({"token": array.get_index("token").get_loc(FINAL_TOKEN), **positions})
 
 
-def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> xr.DataArray:
+def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> list[xr.DataArray]:
     """Select hidden states at the final token. Lazy.
 
     Parameters
@@ -97,20 +98,15 @@ def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> xr.Data
 
     Returns
     -------
-    xarray.DataArray, (sentence, layer, hidden)
+    list of xarray.DataArray, (sentence, hidden)
+        One for each layer, with the scalar coordinate `layer`.
 
     Raises
     ------
     SelectionError
         If a layer is not in the store.
     """
-    import xarray as xr
-
-    positions = [sae_positions(ds, layer)[0] for layer in layers]
-    # Runs of neighbours, because dask reads a slice of a shard, but for a list of layers all of it.
-    slices = [slice(run[0], run[-1] + 1) for run in runs(positions)]
-    states = [final(ds[HIDDEN_STATES], layer=part) for part in slices]
-    return xr.concat(states, dim="layer", coords="minimal", compat="override", join="override")
+    return [final(ds[HIDDEN_STATES], layer=sae_positions(ds, layer)[0]) for layer in layers]
 
 
 def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: int | None) -> xr.DataArray:
@@ -135,16 +131,27 @@ def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: int |
     SelectionError
         If the layer, the feature or the SAE is not in the store, or the layer has several SAEs and none was chosen.
     """
+    position = sae_position(ds, layer, average_l0)
+    if not 0 <= feature < ds.sizes["feature"]:
+        raise SelectionError(f"has no feature {feature}: choose from 0-{ds.sizes['feature'] - 1}")
+    return final(ds[ACTIVATIONS], layer=position, feature=feature)
+
+
+def sae_position(ds: xr.Dataset, layer: int, average_l0: int | None) -> int:
+    """Return the position along `layer` of a layer's only SAE, or of the one of that average L0.
+
+    Raises
+    ------
+    SelectionError
+        If there is none, or the layer has several SAEs and none was chosen.
+    """
     positions = sae_positions(ds, layer)
     choices = [int(ds["average_l0"].values[position]) for position in positions]
     if average_l0 is not None and average_l0 not in choices:
         raise SelectionError(f"layer {layer} has no SAE of average L0 {average_l0}: choose from {choices}")
     if average_l0 is None and len(choices) > 1:
         raise SelectionError(f"layer {layer} has {len(choices)} SAEs: choose one with --average-l0, from {choices}")
-    if not 0 <= feature < ds.sizes["feature"]:
-        raise SelectionError(f"has no feature {feature}: choose from 0-{ds.sizes['feature'] - 1}")
-    position = positions[0] if average_l0 is None else positions[choices.index(average_l0)]
-    return final(ds[ACTIVATIONS], layer=position, feature=feature)
+    return positions[0] if average_l0 is None else positions[choices.index(average_l0)]
 
 
 def sae_positions(ds: xr.Dataset, layer: int | None) -> list[int]:
@@ -158,6 +165,6 @@ def sae_positions(ds: xr.Dataset, layer: int | None) -> list[int]:
     layers = ds["layer"].values.tolist()
     positions = [position for position, value in enumerate(layers) if value == layer]
     if not positions:
-        available = format_layers(tuple(dict.fromkeys(layers)))
+        available = format_numbers(tuple(dict.fromkeys(layers)))
         raise SelectionError(f"has no layer {layer}: choose from {available}")
     return positions

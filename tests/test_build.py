@@ -8,9 +8,9 @@ import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import dask
-import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import featurestore
-from featurestore import building, normalize, registry, store
+from featurestore import normalize, registry, sources, store
 from featurestore import strategies as module
-from featurestore.layers import Layers
+from featurestore.ranges import Numbers
 from featurestore.registry import Selection, Strategy
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -149,7 +149,7 @@ def test_batches_and_memory_do_not_show(
 ) -> None:
     """Small shards, windows of one row, X read once or in every pass: the same dataset."""
     monkeypatch.setattr(store, "MAX_ROWS", 4)
-    monkeypatch.setattr(building, "IN_MEMORY_BYTES", in_memory)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", in_memory)
     monkeypatch.setattr("featurestore.datasets._WINDOW_BYTES", 1)
     sentences = write_folder(tmp_path / "in", n)
     featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
@@ -173,6 +173,7 @@ def test_the_file_holds_what_is_promised_and_the_same_bytes_each_time(sample_sto
         names = {name.removesuffix(".npy") for name in archive.namelist()}
     meta = "strategy input_source input_layers input_dims n_samples sentence_indices target_layer target_feature"
     meta += " average_l0 store schema_version featurestore_version sentences_digest dropped_sentence_indices"
+    meta += " parameters fingerprint store_digest"
     assert names == {"X", "y", "norm_method", "norm_mean", "norm_std", *(f"meta_{name}" for name in meta.split())}
     with np.load(tmp_path / "a.npz", allow_pickle=False) as saved:
         assert all(saved[name].dtype != object for name in names)
@@ -235,7 +236,8 @@ columns = hnp.arrays(
 @given(columns, st.sampled_from(["standardize", "minmax"]), st.integers(1, 12))
 def test_normalization_of_anything_finite(raw: np.ndarray[Any, Any], method: str, chunk: int) -> None:
     """Finite in, finite out; constant columns come out as 0 exactly; ranges are as promised; chunks do not matter."""
-    fitted = normalize.fit(method, da.from_array(raw, chunks=(chunk, -1)))
+    with patch.object(normalize, "_ROWS", chunk):
+        fitted = normalize.fit(method, normalize.measure([raw]))
     X = fitted.transform(raw)
     assert np.isfinite(X).all()
     constant = (raw == raw[0]).all(axis=0)
@@ -253,7 +255,7 @@ def test_a_constant_column_is_zero(value: float, method: str) -> None:
     """Also where the mean of equal values is not that value, as in float32, or by a sum of float64s."""
     raw = np.full((1001, 2), value, np.float32)
     raw[0, 1] += 1
-    fitted = normalize.fit(method, da.from_array(raw, chunks=(64, -1)))
+    fitted = normalize.fit(method, normalize.measure([raw]))
     X = fitted.transform(raw)
     assert (X[:, 0] == 0).all()
     assert (X[:, 1] != 0).any()
@@ -267,7 +269,7 @@ def test_a_constant_column_is_zero(value: float, method: str) -> None:
 def some_parameters(strategy: Strategy) -> dict[str, Any]:
     """Values for a strategy's options that the sample has."""
     values = {"target_layer": 12, "target_feature": 1000, "layers": "0,10", "input_layer": 3, "average_l0": 24}
-    by_type = {int: 10, float: 0.5, str: "a", bool: True, Layers: "0,10"}
+    by_type = {int: 10, float: 0.5, str: "a", bool: True, Numbers: "0,10"}
     return {
         option.name: values.get(option.name, by_type[option.type])
         for option in strategy.options
@@ -284,7 +286,7 @@ def test_a_strategy_is_documented(strategy: Strategy) -> None:
     assert strategy.summary.endswith(".")
     for option in strategy.options:
         assert option.help.endswith(".")
-        assert option.type in (int, str, float, bool, Layers)
+        assert option.type in (int, str, float, bool, Numbers)
 
 
 def test_a_strategy_is_lazy_aligned_and_deterministic(strategy: Strategy, sample_store: Path) -> None:
@@ -297,7 +299,8 @@ def test_a_strategy_is_lazy_aligned_and_deterministic(strategy: Strategy, sample
         selection = strategy.select(ds, **arguments)
     again = strategy.select(ds, **arguments)
     assert isinstance(selection, Selection)
-    for side, twin in ((selection.X, again.X), (selection.y, again.y)):
+    sides, twins = ((*chosen.blocks, chosen.y) for chosen in (selection, again))
+    for side, twin in zip(sides, twins, strict=True):
         assert isinstance(side, xr.DataArray)
         assert side.dims[0] == "sentence"
         assert side["sentence"].values.tolist() == ds["sentence"].values.tolist()

@@ -7,6 +7,7 @@ import errno
 import functools
 import io
 import os
+import shutil
 import threading
 from collections.abc import Buffer, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,9 +40,10 @@ def write_sentences(folder: Path, lengths: Sequence[int], first: int = 0) -> Sen
 
 @contextmanager
 def quick_folder() -> Iterator[Path]:
-    """Make a folder for very many small files, in memory where that can be."""
+    """Make a folder for very many small files, in memory where there is room."""
     memory = "/dev/shm"
-    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None, prefix="featurestore-") as folder:
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1 << 30
+    with TemporaryDirectory(dir=memory if roomy else None, prefix="featurestore-") as folder:
         yield Path(folder).resolve()
 
 

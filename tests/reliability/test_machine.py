@@ -16,7 +16,7 @@ import xarray as xr
 from conftest import sentence_arrays, write_sentence
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import featurestore
 from featurestore import batch, commit, sentences, store
@@ -67,7 +67,11 @@ class Interruption:
 
 
 class Ingests(RuleBasedStateMachine):
-    """A store, two source folders, and the model: what was asked of the store, and how much of it is committed."""
+    """A store, two source folders, and the model: what was asked of the store, and how much of it is committed.
+
+    A rule that does not apply does nothing. As a precondition that would decide what Hypothesis draws next, and how
+    much an interrupted ingest has committed may depend on its threads, which Hypothesis calls flaky.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,10 +185,10 @@ class Ingests(RuleBasedStateMachine):
             assert all(name.endswith("/zarr.json") for name in left), left
         self.tidy, self.intact = not left, True
 
-    @precondition(lambda self: self.store.exists())
     @rule()
     def keep_open(self) -> None:
-        self.kept = [*self.kept, (featurestore.open_store(self.store), dict(self.committed))][-3:]
+        if self.store.exists():
+            self.kept = [*self.kept, (featurestore.open_store(self.store), dict(self.committed))][-3:]
 
     @rule()
     def reread(self) -> None:
@@ -192,10 +196,11 @@ class Ingests(RuleBasedStateMachine):
         for ds, expected in self.kept:
             compare(ds, expected)
 
-    @precondition(lambda self: self.committed and self.tidy)
     @rule(seed=st.integers(0, 999), how=st.sampled_from(["flip", "truncate", "delete"]))
     def accident(self, seed: int, how: str) -> None:
         """Something happens to a file; it is detected; and the file is restored."""
+        if not (self.committed and self.tidy):
+            return
         self.intact = False
         rng = random.Random(seed)
         file = rng.choice(sorted(file for file in self.store.rglob("*") if file.is_file()))

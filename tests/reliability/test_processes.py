@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import multiprocessing
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 from conftest import sentence_arrays, write_folder, write_sentence
 from helpers import ARRAYS, check, tree
+from recording import quick_folder
 from zarr.abc.store import RangeByteRequest
 from zarr.storage import LocalStore
 
@@ -79,13 +80,6 @@ def ended(process: ForkServerProcess) -> int | None:
     return process.exitcode
 
 
-def ingest_small(link: Link, folder: Path, path: Path, wait: bool = False) -> None:
-    """Child: ingest in batches of four."""
-    store.MAX_ROWS = ROWS
-    link.send("ready")
-    featurestore.ingest(folder, path, wait=wait)
-
-
 def small_folder(folder: Path, indices: Sequence[int]) -> Path:
     """Write the smallest sentences that still differ in length, from the second batch on, so that a trial is quick."""
     for index in indices:
@@ -95,10 +89,9 @@ def small_folder(folder: Path, indices: Sequence[int]) -> Path:
 
 @pytest.fixture
 def base() -> Iterator[Path]:
-    """A folder in memory, where there is one: flushing, which no process can see, costs no time there."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="featurestore-", dir=memory if memory.is_dir() else None) as folder:
-        yield Path(folder)
+    """A folder in memory, where there is room: flushing, which no process can see, costs no time there."""
+    with quick_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -108,6 +101,25 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Killed
+
+
+def ingest_until(link: Link, folder: Path, path: Path, last: int) -> None:
+    """Child: ingest in batches of four; be killed at one of all calls that Python makes, or say how many there were.
+
+    So a machine's speed does not matter; and other threads, and what they write, are anywhere.
+    """
+    monitoring, calls = sys.monitoring, itertools.count()
+
+    def count(*_: object) -> None:
+        if next(calls) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    store.MAX_ROWS = ROWS
+    monitoring.use_tool_id(monitoring.PROFILER_ID, "kill")
+    monitoring.register_callback(monitoring.PROFILER_ID, monitoring.events.CALL, count)
+    monitoring.set_events(monitoring.PROFILER_ID, monitoring.events.CALL)
+    featurestore.ingest(folder, path)
+    link.send(next(calls))
 
 
 def committed(path: Path, folder: Path) -> int | None:
@@ -135,27 +147,18 @@ def test_a_killed_ingest_loses_nothing_and_goes_on(base: Path, small_batches: No
         featurestore.ingest(base / "in", base / "batches.zarr")
         batches[stop], whole = chunks(base / "batches.zarr"), tree(base / "batches.zarr")
     assert check(base / "batches.zarr", base / "in") == stops[-1]
-    durations = []
-    for trial in range(3):
-        path = base / f"whole{trial}.zarr"
-        with child(ingest_small, base / "in", path) as (process, link):
-            assert told(link) == "ready"
-            start_time = time.monotonic()
-            assert ended(process) == 0
-            durations.append(time.monotonic() - start_time)
-        assert tree(path) == whole
-    duration = sorted(durations)[1]
+    with child(ingest_until, base / "in", base / "whole.zarr", -1) as (process, link):
+        n_calls = told(link)
+        assert ended(process) == 0
+    assert tree(base / "whole.zarr") == whole
 
     rng = np.random.default_rng(0)
     states: Counter[str] = Counter()
     while states.total() < (500 if long else 30):
         path = base / "killed.zarr"
         before = 0
-        for delay in rng.uniform(0, duration, rng.integers(1, 3)):
-            with child(ingest_small, base / "in", path) as (process, link):
-                assert told(link) == "ready"
-                process.join(delay)
-                process.kill()
+        for last in rng.integers(n_calls, size=rng.integers(1, 3)).tolist():
+            with child(ingest_until, base / "in", path, last) as (process, _):
                 if ended(process) != -signal.SIGKILL:
                     assert process.exitcode == 0
                     break
@@ -168,7 +171,7 @@ def test_a_killed_ingest_loses_nothing_and_goes_on(base: Path, small_batches: No
         assert tree(path) == whole
         shutil.rmtree(path)
     counts = {state.partition(" and")[0] for state in states}
-    print(f"\n{states.total()} kills over {duration:.2f} s; sentences committed: {dict(sorted(states.items()))}")
+    print(f"\n{states.total()} kills within {n_calls} calls; sentences committed: {dict(sorted(states.items()))}")
     assert len(counts) >= 3
     assert any(state.endswith("on its way") for state in states)
 
@@ -181,37 +184,56 @@ def n_committed(path: Path) -> int:
     return store.dim_sizes(store.read_root(path))["sentence"] if (path / "zarr.json").exists() else 0
 
 
+INTERRUPTED = """
+import importlib, itertools, os, signal, sys
+from featurestore.commands import main
+
+_, module, name, nth, *sys.argv[1:] = sys.argv
+function, calls = getattr(importlib.import_module(module), name), itertools.count(1)
+
+def interrupted(*arguments):
+    if next(calls) == int(nth):
+        os.kill(os.getpid(), signal.SIGINT)
+    return function(*arguments)
+
+setattr(sys.modules[module], name, interrupted)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
+main()
+"""
+"""A command line that sends itself Ctrl-C just before the n-th call of a function."""
+
+FLUSH, READ = "featurestore.commit _flush", "featurestore.sentences read"
+MOMENTS = [
+    (FLUSH, 1, None),  # the store is not there yet
+    (FLUSH, 2, None),  # it is there, and empty; the first batch is written
+    (FLUSH, 3, 64),  # the first batch is committed, the second one is written
+    (READ, 128, 64),  # the main thread waits for others, who read
+]
+MORE_MOMENTS = [(READ, 1, None), (READ, 64, None), (FLUSH, 4, 128)]
+"""Function, number of its call, and how many of 130 sentences are committed then."""
+
+
 def test_ctrl_c_says_how_to_go_on(base: Path, long: bool) -> None:
     write_folder(base / "in", 130)
     featurestore.ingest(base / "in", base / "whole.zarr")
-    moments: list[Callable[[Path], bool]] = [
-        lambda path: path.with_name(f"{path.name}.lock").exists(),
-        lambda path: (path / "zarr.json").exists(),
-        lambda path: n_committed(path) > 0,
-    ]
-    stopped = []
-    for trial, moment in enumerate(moments * (7 if long else 1)):
+    for trial, (function, nth, left) in enumerate(MOMENTS + (MORE_MOMENTS if long else [])):
         path = base / f"{trial}.zarr"
-        command = [sys.executable, str(CLI), "ingest", str(base / "in"), "--store", str(path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            while not moment(path):
-                assert process.poll() is None
-                time.sleep(0.001)
-            before = n_committed(path)
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=SECONDS)
-        assert process.returncode == 130, (out, err)
-        assert re.search(r"(?i)the same\s+command", err)
-        assert "Traceback" not in err
-        stopped.append(committed(path, base / "in"))
-        assert (stopped[-1] or 0) >= before
-        again = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
-        assert f"130 sentences ({130 - (stopped[-1] or 0)} added" in again.stdout
+        ingest = ["ingest", str(base / "in"), "--store", str(path)]
+        stopped = run("-c", INTERRUPTED, *function.split(), str(nth), *ingest)
+        assert stopped.returncode == 130, stopped
+        assert re.search(r"(?i)the same\s+command", stopped.stderr)
+        assert "Traceback" not in stopped.stderr
+        assert committed(path, base / "in") == left
+        again = run(str(CLI), *ingest)
+        assert again.returncode == 0, again
+        assert f"130 sentences ({130 - (left or 0)} added" in again.stdout
         assert check(path, base / "in") == 130
         assert tree(path) == tree(base / "whole.zarr")
-    print(f"\n{len(stopped)} times Ctrl-C; sentences committed: {stopped}")
-    assert None in stopped
-    assert any(stopped)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python to its end."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -237,6 +259,9 @@ def test_ctrl_c_just_after_a_commit(
 
 
 # Reading while another process writes
+
+MIN_SIZES = 10
+"""So many times at least each reader sees that the store has grown, however slow the writer is."""
 
 
 def n_tokens(index: int) -> int:
@@ -283,7 +308,7 @@ def commit_first(
 
 
 def read_on(link: Link, path: Path, goal: int, seed: int) -> None:
-    """Child: read random places of a store until `goal` values were right, or one was wrong.
+    """Child: read random places of a store until `goal` values were right, at many sizes of it, or one was wrong.
 
     A store stays open for a while, so it is also read with handles that are older than its files; and the disk is
     slow now and then, so that files are replaced between a read of a shard's index and one of its chunks.
@@ -311,7 +336,7 @@ def read_on(link: Link, path: Path, goal: int, seed: int) -> None:
 
     dask.config.set(scheduler="synchronous")
     with mock.patch("time.sleep", retry), mock.patch.object(LocalStore, "get", slow):
-        while counts["right"] < goal and not wrong and len(errors) < goal:
+        while (counts["right"] < goal or len(sizes) < MIN_SIZES) and not wrong and len(errors) < goal:
             try:
                 ds = featurestore.open_store(path)
                 n, longest = ds.sizes["sentence"], ds.sizes["token"]
@@ -367,13 +392,13 @@ def test_readers_never_see_wrong_values_while_another_process_appends(base: Path
     assert wrong == []
     assert right >= goal
     assert len(errors) < goal // 100, errors
-    assert len(sizes) >= 10
+    assert len(sizes) >= MIN_SIZES
     assert check(base / "s.zarr", *(base / f"{index:06d}" for index in range(n))) == n
 
 
 def test_readers_catch_a_writer_that_commits_before_it_writes(base: Path) -> None:
     """The test above can fail."""
-    _, wrong, *_ = read_while_written(base, 5_000, unsafe=True)
+    _, wrong, *_ = read_while_written(base, 1_000_000, unsafe=True)  # it takes about a thousand
     assert wrong
 
 
@@ -404,11 +429,13 @@ def test_two_writers_lose_and_double_nothing(base: Path, small_batches: None, lo
         expected.append(tree(base / f"whole{trial}.zarr"))
     added = [3, 2]
     outcomes: Counter[str] = Counter()
-    named = 0
+    n_trials, named = 500 if long else 50, 0
     barrier = CONTEXT.Barrier(2)
     with child(ingest_when_told, barrier) as (a, link_a), child(ingest_when_told, barrier) as (b, link_b):
         pids, links = [a.pid, b.pid], [link_a, link_b]
-        for trial in range(500 if long else 50):
+        for trial in range(20 * n_trials):
+            if trial >= n_trials and named:
+                break
             path, wait = base / f"{trial}.zarr", trial % 2 == 0
             for folder, link in zip(folders, links, strict=True):
                 link.send((folder, path, wait))
@@ -439,6 +466,13 @@ def hold(link: Link, path: Path) -> None:
         link.recv()
 
 
+def ingest_waiting(link: Link, folder: Path, path: Path) -> None:
+    """Child: ingest in batches of four, and say when it waits for another writer."""
+    store.MAX_ROWS = ROWS
+    with mock.patch.object(commit.logger, "info", lambda *_: link.send("waiting")):
+        featurestore.ingest(folder, path, wait=True)
+
+
 def test_a_dead_holder_blocks_nobody(base: Path, small_batches: None) -> None:
     folders = [small_folder(base / str(index), [index, index + 1]) for index in (0, 2, 4)]
     for trial in range(3):
@@ -455,11 +489,11 @@ def test_a_dead_holder_blocks_nobody(base: Path, small_batches: None) -> None:
                     featurestore.ingest(folder, path)
             else:  # three wait
                 with (
-                    child(ingest_small, folders[0], path, True) as (first, link_1),
-                    child(ingest_small, folders[1], path, True) as (second, link_2),
-                    child(ingest_small, folders[2], path, True) as (third, link_3),
+                    child(ingest_waiting, folders[0], path) as (first, link_1),
+                    child(ingest_waiting, folders[1], path) as (second, link_2),
+                    child(ingest_waiting, folders[2], path) as (third, link_3),
                 ):
-                    assert [told(link) for link in (link_1, link_2, link_3)] == ["ready"] * 3
+                    assert [told(link) for link in (link_1, link_2, link_3)] == ["waiting"] * 3
                     assert not path.exists()
                     holder.kill()
                     assert [ended(process) for process in (first, second, third)] == [0, 0, 0]

@@ -1,0 +1,406 @@
+"""Recipes: a whole study as one YAML file, checked with line and key, expanded into the plans of its datasets."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from featurestore import targets
+from featurestore.errors import FeatureStoreError, RecipeError, shown
+from featurestore.plans import Plan, split_options
+from featurestore.ranges import Numbers, parse_numbers
+from featurestore.registry import Option, Strategy
+from featurestore.schema import NORMALIZATIONS
+from featurestore.splits import SplitOptions
+from featurestore.strategies import get_strategy
+from featurestore.targets import Target
+
+if TYPE_CHECKING:
+    from featurestore.sources import Source
+
+MAX_DATASETS = 100_000
+MIN_ACTIVE = 5
+PROBLEMS = ("skip", "refuse")
+ALL = "all"
+Methods = tuple[str | None, ...]
+SPLIT = ("test_size", "folds", "seed", "group_by")
+TARGET = ("target_layer", "target_feature")
+_MAX_DEPTH = 8
+_LAYERS = Option("layers", Numbers, "", required=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A value of a recipe, and where it stands.
+
+    Attributes
+    ----------
+    value : scalar, list of Node, or dict of str to Node
+        The value.
+    where : str
+        Such as ``study.yaml:7: datasets[0].layer``.
+    """
+
+    value: Any
+    where: str
+
+    def error(self, problem: object) -> RecipeError:
+        """Make the error that says what is wrong here."""
+        return RecipeError(f"{self.where}: {problem}")
+
+    def items(self) -> list[Node]:
+        """Return the elements of a list; anything else is a list of one."""
+        if self.value == []:
+            raise self.error("expected at least one value, found an empty list")
+        return self.value if isinstance(self.value, list) else [self]
+
+    def mapping(self, known: Iterable[str], required: Iterable[str] = ()) -> dict[str, Node]:
+        """Return the values by key, after checking the keys."""
+        if not isinstance(self.value, dict):
+            raise self.error(f"expected keys ({', '.join(known)}) with values, found {self.plain()!r}")
+        for key, node in self.value.items():
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                meant = f"did you mean {close[0]}? " if close else ""
+                raise node.error(f"unknown key; {meant}known here: {', '.join(known)}")
+        for key in required:
+            if key not in self.value:
+                raise self.error(f"the key {key} is missing")
+        return self.value
+
+    def text(self) -> str:
+        """Return a text."""
+        if not isinstance(self.value, str):
+            raise self.error(f"expected text, found {self.plain()!r}")
+        return self.value
+
+    def count(self) -> int:
+        """Return an integer of at least 1."""
+        if not isinstance(self.value, int) or isinstance(self.value, bool) or self.value < 1:
+            raise self.error(f"expected a number of at least 1, found {self.plain()!r}")
+        return self.value
+
+    def flag(self) -> bool:
+        """Return true or false."""
+        if not isinstance(self.value, bool):
+            raise self.error(f"expected true or false, found {self.plain()!r}")
+        return self.value
+
+    def choice(self, choices: Sequence[str]) -> str:
+        """Return one of some words."""
+        if self.value not in choices:
+            raise self.error(f"expected one of {', '.join(choices)}, found {self.plain()!r}")
+        return str(self.value)
+
+    def plain(self) -> Any:
+        """Return the value without places."""
+        match self.value:
+            case list():
+                return [node.plain() for node in self.value]
+            case dict():
+                return {key: node.plain() for key, node in self.value.items()}
+        return self.value
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The features of a store that rank first."""
+
+    by: str
+    top: int
+    layers: Numbers | None
+    min_active: int
+
+    def find(self, source: Source, split: SplitOptions | None) -> list[Target]:
+        """Rank the features of a store, by the training rows if there is a split."""
+        rows = source.training_rows(split)
+        return targets.rank(source.ds, self.by, self.layers or source.layers, self.top, rows, self.min_active)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One element of ``datasets``: a strategy, and the values whose product is built.
+
+    Attributes
+    ----------
+    node : Node
+        The element.
+    strategy : Strategy
+        What X and y are.
+    alternatives : mapping of str to Node
+        Values for each option.
+    targets : sequence of Target, Ranking, or None
+        The features to predict, or how to find them, where they are not among the alternatives.
+    methods : tuple of str or None
+        Normalizations; None stands for the default.
+    """
+
+    node: Node
+    strategy: Strategy
+    alternatives: Mapping[str, Node]
+    targets: Sequence[Target] | Ranking | None
+    methods: Methods
+
+    def arguments(self, source: Source, split: SplitOptions | None) -> Iterator[dict[str, Any]]:
+        """Expand the product, normalizations aside."""
+        options = {option.name: option for option in self.strategy.options}
+        values = [list(_values(options[name], node, source)) for name, node in self.alternatives.items()]
+        found = self.targets.find(source, split) if isinstance(self.targets, Ranking) else self.targets or [{}]
+        for target, chosen in product(found, product(*values)):
+            yield dict(zip(self.alternatives, chosen, strict=True)) | target
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A study: the datasets that are built of each of its stores.
+
+    Attributes
+    ----------
+    stores : tuple of Node
+        Paths of stores, or of folders of sentence NPZs.
+    entries : tuple of Entry
+        What is built of each.
+    split : SplitOptions or None
+        The same for all.
+    drop_nonfinite : bool
+        Whether sentences with NaN or infinity are left out.
+    stats_from : str or None
+        A dataset whose normalization is used.
+    output : Path or None
+        Folder, in which each store has its own.
+    refuse : bool
+        Whether one dataset that nothing can be learned from refuses the recipe; otherwise it is skipped.
+    min_active : int
+        A target feature that is active in fewer sentences counts as nearly dead.
+    """
+
+    stores: tuple[Node, ...]
+    entries: tuple[Entry, ...]
+    split: SplitOptions | None
+    drop_nonfinite: bool
+    stats_from: str | None
+    output: Path | None
+    refuse: bool
+    min_active: int
+
+    def plans(self, source: Source) -> list[Plan]:
+        """Expand the recipe for one store, and check every plan against it. The same plan twice counts once.
+
+        Raises
+        ------
+        RecipeError
+            If the store lacks what is asked for, or there are too many datasets; every faulty entry is named.
+        """
+        plans: dict[str, Plan] = {}
+        errors = []
+        for entry in self.entries:
+            try:
+                for arguments in entry.arguments(source, self.split):
+                    for method in entry.methods:
+                        plan = Plan.of(
+                            entry.strategy.name, arguments, method, self.drop_nonfinite, self.split, self.stats_from
+                        )
+                        source.select(plan)
+                        plans[plan.parameters] = plan
+                        if len(plans) > MAX_DATASETS:
+                            raise entry.node.error(f"more than {MAX_DATASETS:,} datasets; divide the recipe")
+            except RecipeError as error:
+                errors.append(str(error))
+            except FeatureStoreError as error:
+                errors.append(str(entry.node.error(error)))
+        if errors:
+            raise RecipeError("\n".join(errors))
+        return list(plans.values())
+
+
+def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
+    """Read a recipe and check all that can be checked without its stores.
+
+    Parameters
+    ----------
+    recipe : path-like or mapping
+        A YAML file, or what one would contain. Paths in it are relative to the working folder, as on a command line.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    RecipeError
+        If it is no recipe; every faulty entry is named, with line and key.
+    """
+    return _recipe(_of_python(recipe, "") if isinstance(recipe, Mapping) else _read(Path(recipe)))
+
+
+def _recipe(root: Node) -> Recipe:
+    keys = [
+        "stores",
+        "datasets",
+        "normalize",
+        "split",
+        "stats_from",
+        "drop_nonfinite",
+        "problems",
+        "min_active",
+        "output",
+    ]
+    given = root.mapping(keys, required=("stores", "datasets"))
+    stores = tuple(given["stores"].items())
+    for node in stores:
+        node.text()
+    methods = _methods(given.get("normalize"), (None,))
+    min_active = given["min_active"].count() if "min_active" in given else MIN_ACTIVE
+    entries, errors = [], []
+    for node in given["datasets"].items():
+        try:
+            entries.append(_entry(node, methods, min_active))
+        except RecipeError as error:
+            errors.append(str(error))
+    if errors:
+        raise RecipeError("\n".join(errors))
+    return Recipe(
+        stores,
+        tuple(entries),
+        _split(given["split"]) if "split" in given else None,
+        "drop_nonfinite" in given and given["drop_nonfinite"].flag(),
+        given["stats_from"].text() if "stats_from" in given else None,
+        Path(given["output"].text()) if "output" in given else None,
+        "problems" in given and given["problems"].choice(PROBLEMS) == "refuse",
+        min_active,
+    )
+
+
+def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
+    named = node.value.get("strategy") if isinstance(node.value, dict) else None
+    if named is None:
+        raise node.error("expected a strategy and its options; the key strategy is missing")
+    try:
+        strategy = get_strategy(named.text())
+    except FeatureStoreError as error:
+        raise named.error(error) from error
+    options = {option.name: option for option in strategy.options}
+    has_target = set(TARGET) <= options.keys()
+    given = node.mapping(["strategy", *options, *(["targets"] if has_target else []), "normalize"])
+    alternatives = {name: node for name, node in given.items() if name in options}
+    first = {name: next(_values(options[name], values, None)) for name, values in alternatives.items()}
+    found = None
+    if "targets" in given:
+        found = _targets(given["targets"], min_active)
+        if both := [name for name in (*TARGET, "average_l0") if name in alternatives]:
+            raise given["targets"].error(f"targets together with {' and '.join(both)}; name targets in one way")
+        first |= dict.fromkeys(TARGET, 0)
+    try:
+        strategy.parameters(first)
+    except FeatureStoreError as error:
+        raise node.error(error) from error
+    return Entry(node, strategy, alternatives, found, _methods(given.get("normalize"), methods))
+
+
+def _methods(node: Node | None, default: Methods) -> Methods:
+    return tuple(item.choice(NORMALIZATIONS) for item in node.items()) if node else default
+
+
+def _split(node: Node) -> SplitOptions | None:
+    given = node.mapping(SPLIT)
+    try:
+        return split_options(**{name: value.value for name, value in given.items()})
+    except FeatureStoreError as error:
+        raise node.error(error) from error
+
+
+def _values(option: Option, node: Node, source: Source | None) -> Iterator[Any]:
+    """Expand the values of an option; without a store, only as far as it takes to check their form."""
+    for item in node.items():
+        try:
+            if item.value == ALL and option.name.endswith(("layer", "layers")):
+                layers = source.layers if source else (0,)
+                yield from layers if option.type is int else [layers]
+            elif option.type is int and isinstance(item.value, str):
+                yield from parse_numbers(option.flag, item.value)
+            else:
+                yield option.convert(item.value if not isinstance(item.value, list | dict) else item.plain())
+        except FeatureStoreError as error:
+            raise item.error(error) from error
+
+
+def _targets(node: Node, min_active: int) -> Sequence[Target] | Ranking:
+    """Read the target features of an entry: pairs, the ranking of a file, or one to be made here."""
+    if isinstance(node.value, list):
+        return [_pair(pair) for pair in node.items()]
+    if "ranked" in node.mapping(["ranked", "rank_by", "top", "layers"]):
+        given = node.mapping(["ranked", "top"])
+        try:
+            return targets.read_ranked(Path(given["ranked"].text()), given["top"].count() if "top" in given else None)
+        except RecipeError as error:
+            raise given["ranked"].error(error) from error
+    given = node.mapping(["rank_by", "top", "layers"], required=["rank_by", "top"])
+    layers = None
+    if "layers" in given and given["layers"].value != ALL:
+        layers = next(_values(_LAYERS, given["layers"], None))
+    return Ranking(given["rank_by"].choice(list(targets.RANKINGS)), given["top"].count(), layers, min_active)
+
+
+def _pair(node: Node) -> Target:
+    pair = node.plain()
+    if not isinstance(pair, list) or len(pair) not in (2, 3) or any(type(number) is not int for number in pair):
+        raise node.error(f"expected [layer, feature], or [layer, feature, average L0], found {pair!r}")
+    return dict(zip((*TARGET, "average_l0"), pair, strict=False))
+
+
+def _read(path: Path) -> Node:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            loader = yaml.SafeLoader(file.read())
+        tree = loader.get_single_node()
+    except OSError as error:
+        raise RecipeError(f"{shown(path)}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{shown(path)}: expected YAML in UTF-8, found something else ({error.reason})") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{shown(path)}:{line}: expected YAML, found {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{shown(path)}: expected YAML, found something else ({error})") from error
+    if tree is None:
+        raise RecipeError(f"{shown(path)}: expected a recipe, found an empty file")
+    return _of_yaml(loader, tree, shown(path), "", 0)
+
+
+def _of_yaml(loader: yaml.SafeLoader, node: yaml.Node, file: str, key: str, depth: int) -> Node:
+    where = f"{file}:{node.start_mark.line + 1}" + (f": {key}" if key else "")
+    if depth > _MAX_DEPTH:
+        raise RecipeError(f"{where}: nested more deeply than any recipe")
+    value: Any
+    if isinstance(node, yaml.SequenceNode):
+        value = [_of_yaml(loader, item, file, f"{key}[{i}]", depth + 1) for i, item in enumerate(node.value)]
+    elif isinstance(node, yaml.MappingNode):
+        value = {}
+        for name, item in node.value:
+            line = name.start_mark.line + 1
+            if name.value in value:
+                raise RecipeError(f"{file}:{line}: {key}: the key {name.value} is there twice")
+            value[name.value] = _of_yaml(loader, item, file, f"{key}.{name.value}".removeprefix("."), depth + 1)
+    else:
+        try:
+            value = loader.construct_object(node)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{where}: expected plain values, found {node.tag} {node.value!r}") from error
+    return Node(value, where)
+
+
+def _of_python(value: Any, key: str) -> Node:
+    if isinstance(value, Mapping):
+        value = {str(name): _of_python(item, f"{key}.{name}".removeprefix(".")) for name, item in value.items()}
+    elif isinstance(value, list | tuple | range):
+        value = [_of_python(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return Node(value, f"recipe: {key}")

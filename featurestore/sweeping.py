@@ -1,0 +1,227 @@
+"""From a recipe to a library of datasets: checked whole, read once, continued where it stopped."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featurestore import datasets, preflight
+from featurestore.building import DATASETS
+from featurestore.errors import DatasetError, NpzError, RecipeError, shown
+from featurestore.ingestion import find_store
+from featurestore.plans import Plan
+from featurestore.recipes import Recipe, load_recipe
+from featurestore.sources import Source
+
+Progress = Callable[[str, int, int], None]
+
+_WORKERS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """One dataset of a sweep.
+
+    Attributes
+    ----------
+    store : str
+        Name of its store.
+    plan : Plan
+        What it is.
+    output : Path
+        Its file.
+    shape : tuple of int
+        Of X, before any sentence is dropped.
+    state : str
+        ``"new"``, ``"stale"`` (there, of other sentences), ``"current"`` (there, up to date), or ``"unfit"``.
+    problem : str
+        Why it is unfit.
+    """
+
+    store: str
+    plan: Plan
+    output: Path
+    shape: tuple[int, int]
+    state: str
+    problem: str = ""
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of X in its file."""
+        return 4 * self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What a sweep has done, or with a dry run would do.
+
+    Attributes
+    ----------
+    datasets : tuple of Planned
+        In the order of the recipe, with the state that they had before.
+    splits : mapping of str to str
+        The leakage report of each store, if there is a split.
+    """
+
+    datasets: tuple[Planned, ...]
+    splits: Mapping[str, str]
+
+    def in_state(self, *states: str) -> list[Planned]:
+        """Return the datasets that were in one of some states."""
+        return [planned for planned in self.datasets if planned.state in states]
+
+
+def sweep(
+    recipe: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    dry_run: bool = False,
+    force: bool = False,
+    wait_for_writer: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Sweep:
+    """Build all datasets of a recipe.
+
+    The recipe is checked whole, and every target and label looked at, before anything is written. Each piece of a store
+    is read once, statistics are computed once for all datasets that share them, and memory is bounded: what exceeds
+    `featurestore.sources.IN_MEMORY_BYTES` waits in a nameless file in the output folder. A dataset whose fingerprint is
+    that of the file that is there is skipped, so an interrupted sweep goes on where it stopped; one of other sentences
+    is built again.
+
+    Parameters
+    ----------
+    recipe : path-like or mapping
+        A YAML file, or what one would contain. Folders of sentence NPZs are brought into their stores first.
+    dry_run : bool
+        Check and list only. Targets are read, X is not.
+    force : bool
+        Build again what is up to date, and replace files that hold something else.
+    wait_for_writer : bool
+        Wait while another process writes a store, instead of raising.
+    progress : callable
+        Called as ``progress(what, done, total)``, in MB read and written.
+
+    Returns
+    -------
+    Sweep
+
+    Raises
+    ------
+    RecipeError
+        If the recipe or what it asks for is faulty; every fault is named, with line and key.
+    DatasetError
+        If an output exists that is not an earlier state of the same dataset, and `force` is false.
+    """
+    study = load_recipe(recipe)
+    sources = _sources(study, wait_for_writer, progress)
+    planned = [(source, item) for source in sources for item in _plan(study, source, force)]
+    _check_outputs([item for _, item in planned])
+    pending = [(source, item) for source, item in planned if item.state != "current"]
+    for source in sources:
+        source.probe(item.plan for owner, item in pending if owner is source)
+    problems = {
+        item.output: found
+        for source, item in pending
+        if (found := preflight.problem(source, item.plan, study.min_active))
+    }
+    result = Sweep(
+        tuple(
+            replace(item, state="unfit", problem=problems[item.output]) if item.output in problems else item
+            for _, item in planned
+        ),
+        {source.name: divided.report for source in sources if (divided := source.split(study.split))},
+    )
+    if problems and study.refuse:
+        faults = "\n".join(dict.fromkeys(f"{item.store}: {item.problem}" for item in result.in_state("unfit")))
+        raise RecipeError(
+            f"{len(problems)} of {len(planned)} datasets are unfit; leave them out with problems: skip\n{faults}"
+        )
+    if not dry_run:
+        todo = result.in_state("new", "stale")
+        shares = [(source, [item for item in todo if item.store == source.name]) for source in sources]
+        to_read = sum(source.n_bytes(item.plan for item in share) for source, share in shares)
+        meter = _Meter(progress, to_read + sum(item.n_bytes for item in todo))
+        for source, share in shares:
+            _build(source, share, meter)
+    return result
+
+
+def _sources(study: Recipe, wait_for_writer: bool, progress: Progress) -> list[Source]:
+    sources: dict[str, Source] = {}
+    for node in study.stores:
+        source = Source(find_store(node.text(), wait=wait_for_writer, progress=progress))
+        if source.name in sources:
+            raise node.error(f"a second store of the name {source.name}, whose datasets would have the same names")
+        sources[source.name] = source
+    return list(sources.values())
+
+
+def _plan(study: Recipe, source: Source, force: bool) -> Iterator[Planned]:
+    for plan in study.plans(source):
+        output = (study.output or DATASETS) / source.name / plan.file_name
+        state = _state(output, source, plan)
+        yield Planned(source.name, plan, output, source.shape(plan), "stale" if force and state != "new" else state)
+
+
+def _state(output: Path, source: Source, plan: Plan) -> str:
+    if not output.exists():
+        return "new"
+    try:
+        recorded = datasets.read_metadata(output)
+    except NpzError:
+        return "other"
+    if str(recorded.get("fingerprint")) == source.fingerprint(plan):
+        return "current"
+    same = str(recorded.get("parameters")) == plan.parameters and str(recorded.get("store")) == source.name
+    return "stale" if same else "other"
+
+
+def _check_outputs(planned: Sequence[Planned]) -> None:
+    if others := [shown(item.output) for item in planned if item.state == "other"]:
+        some = "\n".join([*others[:10], *(["..."] if len(others) > 10 else [])])
+        raise DatasetError(
+            f"{len(others)} outputs exist with other content; move them, or replace them (--force)\n{some}"
+        )
+
+
+def _build(source: Source, planned: Sequence[Planned], meter: _Meter) -> None:
+    """Read what the datasets of one store need, then write them side by side, a few at a time."""
+    if not planned:
+        return
+    source.read([item.plan for item in planned], planned[0].output.parent, meter.add)
+    writing: dict[Future[Path], Planned] = {}
+
+    def settle(left: int) -> None:
+        while len(writing) > left:
+            for future in wait(writing, return_when=FIRST_COMPLETED).done:
+                future.result()
+                meter.add(writing.pop(future).n_bytes)
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        try:
+            for item in planned:
+                settle(2 * _WORKERS)
+                dataset = source.dataset(item.plan)
+                writing[pool.submit(dataset.save, item.output, overwrite=item.state == "stale")] = item
+            settle(0)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    source.forget()
+
+
+class _Meter:
+    """Counts bytes, of several threads, for the one progress bar."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done, self._lock = progress, total, 0, threading.Lock()
+
+    def add(self, n_bytes: int) -> None:
+        """Count so many bytes as read or written."""
+        with self._lock:
+            self._done += n_bytes
+            self._progress("sweep", self._done // 1_000_000, self._total // 1_000_000)

@@ -1,0 +1,158 @@
+"""Which SAE features to predict: read from a ranking of others, or ranked here."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.errors import RecipeError, SelectionError, shown
+from featurestore.ranges import integer
+from featurestore.schema import ACTIVATIONS
+from featurestore.strategies import final, sae_positions
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from numpy.typing import NDArray
+
+Target = dict[str, int]
+"""A feature, as options of a strategy: target_layer, target_feature, average_l0."""
+
+_COLUMNS = {"target_layer": "layer", "target_feature": "feature_id", "average_l0": "average_l0"}
+
+
+def read_ranked(path: Path, top: int | None) -> list[Target]:
+    """Read the first features of a ranking.
+
+    Parameters
+    ----------
+    path : Path
+        A CSV file such as ``ranked_features.csv``, the best first. It has the columns `layer`, `feature_id` and
+        `average_l0`, in any order and among others.
+    top : int or None
+        How many; None for all.
+
+    Raises
+    ------
+    RecipeError
+        If a column is missing, or a row is unreadable, there twice, or missing.
+    """
+    targets: dict[tuple[int, ...], Target] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if missing := [name for name in _COLUMNS.values() if name not in (reader.fieldnames or ())]:
+                found = ", ".join(map(shown, reader.fieldnames or ())) or "none"
+                raise RecipeError(f"{shown(path)}: expected the columns {', '.join(missing)}, found {found}")
+            for row in reader:
+                if len(targets) == top:
+                    break
+                where = f"{shown(path)}:{reader.line_num}"
+                target = {name: _number(where, column, row[column]) for name, column in _COLUMNS.items()}
+                targets.setdefault(tuple(target.values()), target)
+    except OSError as error:
+        raise RecipeError(f"{shown(path)}: cannot be read ({error.strerror})") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RecipeError(f"{shown(path)}: expected a CSV file in UTF-8, found something else ({error})") from error
+    if len(targets) < (top or 1):
+        raise RecipeError(f"{shown(path)}: expected at least {top or 1} features, found {len(targets)}")
+    return list(targets.values())
+
+
+def _number(where: str, column: str, text: str | None) -> int:
+    try:
+        number = float(text or "")
+        return integer(column, int(number) if number.is_integer() else text)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{where}: {column}: expected an integer, found {text!r}") from error
+
+
+def _by_label(n: int, moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, total, squares, products = moments
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores: NDArray[np.float64] = np.abs(products) / np.sqrt(squares - total**2 / n)
+    return scores
+
+
+def _by_density(n: int, moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = moments[0] / n
+    return shares
+
+
+RANKINGS: dict[str, Callable[[int, NDArray[np.float64]], NDArray[np.float64]]] = {
+    "label": _by_label,
+    "density": _by_density,
+}
+"""`label`: absolute Pearson correlation of the activation with the label (up to a factor that is the same for all
+features); `density`: share of the sentences in which the feature is active."""
+
+
+def rank(
+    ds: xr.Dataset, by: str, layers: Sequence[int], top: int, rows: NDArray[np.bool_], min_active: int
+) -> list[Target]:
+    """Find the features of some layers that rank first at the final token. Reads their activations, in bounded memory.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        An open store.
+    by : str
+        One of `RANKINGS`.
+    layers : sequence of int
+        All SAEs of these are ranked together.
+    top : int
+        How many features.
+    rows : ndarray, (sentence,) bool
+        The sentences that count: with a split, the training rows alone.
+    min_active : int
+        Features that are active in fewer sentences are left out.
+
+    Raises
+    ------
+    SelectionError
+        If a layer is not in the store, or there are fewer features.
+    """
+    import dask.array as da
+    from dask.base import compute
+
+    positions = [position for layer in layers for position in sae_positions(ds, layer)]
+    labels = ds["label"].values.astype(np.float64)
+    labels = np.where(rows, labels - labels[rows].mean(), np.nan)[:, None]
+    moments = compute(
+        *(
+            da.reduction(
+                final(ds[ACTIVATIONS], layer=position).data,
+                chunk=_moments, combine=_sum, aggregate=_sum, axis=0, keepdims=True, output_size=4,
+                dtype=np.float64, weights=labels,
+            )
+            for position in positions
+        )
+    )  # fmt: skip
+    scores = np.stack([RANKINGS[by](int(rows.sum()), values) for values in moments])
+    scores[np.stack([values[0] for values in moments]) < min_active] = np.nan
+    # Rounded, so that equal ones are in the order of layer and feature on every machine.
+    order = np.argsort(-scores.round(12), axis=None, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
+    if len(order) < top:
+        raise SelectionError(f"only {len(order)} features are active in {min_active} sentences or more; ask for fewer")
+    return [
+        {
+            "target_layer": int(ds["layer"].values[positions[i]]),
+            "target_feature": int(feature),
+            "average_l0": int(ds["average_l0"].values[positions[i]]),
+        }
+        for i, feature in zip(*np.unravel_index(order[:top], scores.shape), strict=True)
+    ]
+
+
+def _moments(activations: NDArray[Any], labels: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:
+    """Of one chunk, for each feature: active sentences, sum, sum of squares, sum of products with the label."""
+    counted = ~np.isnan(labels[:, 0])
+    values, centred = activations[counted].astype(np.float64), labels[counted, :1]
+    return np.stack([np.count_nonzero(values, axis=0), values.sum(0), (values**2).sum(0), (values * centred).sum(0)])
+
+
+def _sum(moments: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:
+    return moments.reshape(-1, 4, moments.shape[-1]).sum(axis=0)

@@ -1,0 +1,261 @@
+"""Recipes: what they expand to, what is refused with which line and key, and the schema for editors."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from conftest import SAMPLE, sentence_arrays, write_folder
+
+import featurestore
+from featurestore.recipe_schema import recipe_schema
+
+GOOD = """\
+stores: care
+datasets:
+  - strategy: hidden-to-concept
+    layer: 0
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """90 sentences; layer 5 has two SAEs."""
+    write_folder(tmp_path / "care", 90, layers=[0, 1, 5, 5], average_l0s=[3, 3, 2, 9])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "care"
+
+
+def planned(recipe: Any) -> list[tuple[str, dict[str, Any], str]]:
+    done = featurestore.sweep(recipe, dry_run=True)
+    return [(item.plan.strategy.name, dict(item.plan.arguments), item.plan.normalize) for item in done.datasets]
+
+
+def test_lists_are_alternatives_and_their_product_is_built(folder: Path) -> None:
+    found = planned(
+        {
+            "stores": "care",
+            "normalize": ["none", "minmax"],
+            "datasets": [
+                {"strategy": "hidden-to-concept", "layer": "all"},
+                {"strategy": "hidden-to-concept", "layers": [5, "0-1", "all", [1, 0]], "normalize": "none"},
+                {"strategy": "hidden-to-concept", "layer": [0, "0-1"]},
+                {
+                    "strategy": "hidden-to-feature",
+                    "targets": [[0, 4], [5, 2, 9]],
+                    "input_layer": "0-1",
+                    "normalize": "standardize",
+                },
+            ],
+        }
+    )
+    single = [("hidden-to-concept", {"layer": i}, method) for i in (0, 1, 5) for method in ("none", "minmax")]
+    several = [("hidden-to-concept", {"layers": i}, "none") for i in ((5,), (0, 1), (0, 1, 5), (1, 0))]
+    features = [
+        ("hidden-to-feature", {"target_layer": layer, "target_feature": feature, **l0, "input_layer": i}, "standardize")
+        for layer, feature, l0 in ((0, 4, {}), (5, 2, {"average_l0": 9}))
+        for i in (0, 1)
+    ]
+    assert found == [*single, *several, *features]  # the third entry repeats what the first has
+
+
+def test_one_element_is_what_build_makes(folder: Path, cli: Any) -> None:
+    Path("r.yaml").write_text(GOOD.replace("care", str(folder)))
+    assert cli("sweep", "r.yaml").exit_code == 0
+    (swept,) = Path("generated_datasets").rglob("*.npz")
+    cli("build", "--strategy", "hidden-to-concept", "--layer", 0, "--input", folder, "--output", "built.npz")
+    assert Path("built.npz").read_bytes() == swept.read_bytes()
+
+
+BAD = {
+    "no file": (None, "bad.yaml: cannot be read"),
+    "empty": ("", "bad.yaml: expected a recipe, found an empty file"),
+    "no YAML": ("stores: [a\ndatasets: b\n", r"bad.yaml:2: expected YAML"),
+    "not UTF-8": (b"stores: \xff\n", "bad.yaml: expected YAML in UTF-8"),
+    "a list": ("- a\n", "bad.yaml:1: expected keys"),
+    "a missing key": ("stores: a\n", "bad.yaml:1: the key datasets is missing"),
+    "an unknown key": (GOOD + "normalise: none\n", "bad.yaml:5: normalise: unknown key; did you mean normalize"),
+    "a key twice": (GOOD + "stores: b\n", "bad.yaml:5: .*stores is there twice"),
+    "a tag": (GOOD + "output: !!python/object:os.system x\n", "bad.yaml:5: output: expected plain values"),
+    "too deep": (GOOD + f"output: {'[' * 20}{']' * 20}\n", "bad.yaml:5: output.*: nested more deeply"),
+    "itself": (GOOD + "output: &a [*a]\n", "nested more deeply"),
+    "no strategy": (GOOD + "  - layer: 3\n", r"bad.yaml:5: datasets\[1\]: expected a strategy"),
+    "an unknown strategy": (GOOD + "  - strategy: x\n", r"bad.yaml:5: datasets\[1\].strategy: .*found 'x'"),
+    "a foreign option": (
+        GOOD + "    target_layer: 3\n",
+        r"bad.yaml:5: datasets\[0\].target_layer: unknown key; .*strategy, layer, layers",
+    ),
+    "a missing option": (
+        GOOD.replace("    layer: 0\n", ""),
+        r"bad.yaml:3: datasets\[0\]: .*either --layer or --layers",
+    ),
+    "both options": (GOOD + "    layers: 0-5\n", r"bad.yaml:3: datasets\[0\]: .*not both"),
+    "a bad layer": (
+        GOOD.replace("0", "[1, x]"),
+        r"bad.yaml:4: datasets\[0\].layer\[1\]: --layer 'x': expected numbers",
+    ),
+    "a fraction": (
+        GOOD.replace("0", "1.5"),
+        r"bad.yaml:4: datasets\[0\].layer: --layer: expected an integer, found 1.5",
+    ),
+    "a bad range": (GOOD.replace("layer: 0", "layers: 5-2"), "bad.yaml:4: .*runs backwards; write 2-5"),
+    "no values": (GOOD.replace("0", "[]"), r"bad.yaml:4: datasets\[0\].layer: expected at least one value"),
+    "a bad method": (GOOD + "normalize: [none, z]\n", r"bad.yaml:5: normalize\[1\]: expected one of .*found 'z'"),
+    "a bad choice": (GOOD + "problems: ignore\n", "bad.yaml:5: problems: expected one of skip, refuse"),
+    "a bad flag": (GOOD + "drop_nonfinite: 1\n", "bad.yaml:5: drop_nonfinite: expected true or false, found 1"),
+    "a bad count": (GOOD + "min_active: 0\n", "bad.yaml:5: min_active: expected a number of at least 1"),
+    "a bad split": (GOOD + "split: {test_size: 2}\n", "bad.yaml:5: split: --test-size: expected a fraction"),
+    "an unknown split key": (GOOD + "split:\n  size: 2\n", "bad.yaml:6: split.size: unknown key"),
+    "a path that is none": (GOOD.replace("care", "3"), "bad.yaml:1: stores: expected text, found 3"),
+    "no such store": (GOOD.replace("care", "nowhere"), "nowhere: no such store or folder"),
+    "a layer that is not there": (GOOD.replace("0", "7"), r"bad.yaml:3: datasets\[0\]: .*has no layer 7"),
+    "targets that are none": (
+        GOOD + "  - strategy: hidden-to-feature\n    targets: [[1, 2], [3]]\n",
+        r"bad.yaml:6: datasets\[1\].targets\[1\]: expected \[layer, feature\]",
+    ),
+    "targets named twice": (
+        GOOD + "  - strategy: hidden-to-feature\n    targets: [[1, 2]]\n    target_layer: 1\n",
+        "bad.yaml:6: .*targets together with target_layer",
+    ),
+    "several SAEs": (
+        GOOD + "  - strategy: hidden-to-feature\n    targets: [[5, 2]]\n",
+        r"bad.yaml:5: datasets\[1\]: .*2 SAEs.*\[2, 9\]",
+    ),
+    "no ranking": (
+        GOOD + "  - strategy: hidden-to-feature\n    targets: {ranked: none.csv}\n",
+        r"bad.yaml:6: datasets\[1\].targets.ranked: none.csv: cannot be read",
+    ),
+    "too many features": (
+        GOOD + "  - strategy: hidden-to-feature\n    targets: {rank_by: label, top: 99}\n",
+        r"bad.yaml:5: datasets\[1\]: only 40 features are active in 5 sentences or more",
+    ),
+    "two faults": (
+        GOOD.replace("0", "x") + "  - strategy: y\n",
+        r"(?s)bad.yaml:4: datasets\[0\].*\n.*bad.yaml:5: datasets\[1\]",
+    ),
+    "two stores of one name": (GOOD.replace("care", "[care, care]"), r"bad.yaml:1: stores\[1\]: a second store"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_recipes(folder: Path, fault: str) -> None:
+    content, message = BAD[fault]
+    if content is not None:
+        Path("bad.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(featurestore.FeatureStoreError, match=message):
+        featurestore.sweep("bad.yaml")
+    assert not Path("generated_datasets").exists()
+
+
+def test_the_command_line_says_it_in_one_line_each(folder: Path, cli: Any) -> None:
+    Path("bad.yaml").write_text(BAD["two faults"][0])
+    result = cli("sweep", "bad.yaml")
+    assert result.exit_code == 1
+    assert len(result.output.splitlines()) == 2
+    assert cli("sweep").exit_code == 2
+
+
+# ---- targets
+
+
+def write_ranking(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def features(recipe: dict[str, Any], targets: Any) -> list[tuple[int, ...]]:
+    recipe = recipe | {"datasets": {"strategy": "embedding-to-feature", "targets": targets}}
+    return [tuple(arguments.values()) for _, arguments, _ in planned(recipe)]
+
+
+def test_the_first_features_of_a_ranking(folder: Path) -> None:
+    rows = [
+        {"score": 0.9, "feature_id": 7, "average_l0": "9", "note": "a, b", "layer": 5},
+        {"score": 0.8, "feature_id": 2, "average_l0": "3.0", "note": "", "layer": 0},
+        {"score": 0.8, "feature_id": 2, "average_l0": "3", "note": "again", "layer": 0},
+        {"score": 0.7, "feature_id": 1, "average_l0": "2", "note": "ü", "layer": 5},
+    ]
+    path = str(write_ranking(folder / "ranked.csv", rows))
+    expected = [(5, 7, 9), (0, 2, 3), (5, 1, 2)]
+    assert features({"stores": "care"}, {"ranked": path, "top": 2}) == expected[:2]
+    assert features({"stores": "care"}, {"ranked": path}) == expected
+    for changes, message in (
+        ({"feature_id": "x"}, r"ranked.csv:2: feature_id: expected an integer, found 'x'"),
+        ({"layer": ""}, r"ranked.csv:2: layer: expected an integer, found ''"),
+        ({"layer": "1.5"}, r"ranked.csv:2: layer: expected an integer, found '1.5'"),
+        ({"layer": "nan"}, r"ranked.csv:2: layer: expected an integer"),
+        ({"layer": 4}, "has no layer 4"),
+        ({"average_l0": 4}, r"no SAE of average L0 4: choose from \[2, 9\]"),
+        ({"feature_id": 10}, "has no feature 10"),
+    ):
+        write_ranking(folder / "ranked.csv", [rows[0] | changes, *rows[1:]])
+        with pytest.raises(featurestore.RecipeError, match=message):
+            features({"stores": "care"}, {"ranked": path, "top": 2})
+    write_ranking(folder / "ranked.csv", [{"layer": 1, "feature": 2}])
+    with pytest.raises(
+        featurestore.RecipeError, match="expected the columns feature_id, average_l0, found layer, feature"
+    ):
+        features({"stores": "care"}, {"ranked": path})
+    write_ranking(folder / "ranked.csv", rows)
+    with pytest.raises(featurestore.RecipeError, match="expected at least 4 features, found 3"):
+        features({"stores": "care"}, {"ranked": path, "top": 4})
+
+
+@pytest.mark.parametrize("by", ["label", "density"])
+@pytest.mark.parametrize("split", [None, {"test_size": 0.3}])
+def test_a_ranking_made_here(folder: Path, by: str, split: Any) -> None:
+    """Compared with numpy's correlation over the training rows alone."""
+    sentences = [
+        sentence_arrays(i, tokens=2 + (i * 5) % 6, layers=[0, 1, 5, 5], average_l0s=[3, 3, 2, 9]) for i in range(90)
+    ]
+    activations = np.stack([s["activations"][:, -1] for s in sentences]).astype(np.float64)
+    labels = np.array([int(s["concept_strength_label"]) for s in sentences])
+    recipe: dict[str, Any] = {"stores": "care"}
+    if split:
+        recipe |= {"split": split}
+        featurestore.ingest(folder)
+        dataset = featurestore.build("stores/care.zarr", "hidden-to-concept", layer=0, **split)
+        train = dataset.metadata["split"] == "train"
+        assert 0 < train.sum() < 90
+        activations, labels = activations[train], labels[train]
+    configurations = [(0, 3), (1, 3), (5, 2), (5, 9)]
+    score = {}
+    for position, (layer, average_l0) in enumerate(configurations):
+        for feature in range(10):
+            column = activations[:, position, feature]
+            share = np.count_nonzero(column) / len(column)
+            score[layer, feature, average_l0] = share if by == "density" else abs(np.corrcoef(column, labels)[0, 1])
+    found = features(recipe, {"rank_by": by, "top": 12})
+    best = sorted(score.values(), reverse=True)[:12]
+    np.testing.assert_allclose([score[target] for target in found], best, rtol=1e-9)
+    assert all(layer == 5 for layer, *_ in features(recipe, {"rank_by": by, "top": 5, "layers": "5"}))
+
+
+# ---- the schema for editors
+
+
+def test_the_schema_beside_the_examples_is_current(cli: Any) -> None:
+    assert (SAMPLE.parent / "recipe.schema.json").read_text() == cli("sweep", "--schema").output
+
+
+def test_the_schema_accepts_the_examples_and_refuses_what_the_reader_refuses() -> None:
+    validator = jsonschema.Draft202012Validator(recipe_schema())
+    validator.check_schema(recipe_schema())
+    recipes = sorted(SAMPLE.parent.glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert path.read_text().startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+        validator.validate(yaml.safe_load(path.read_text()))
+    for fault in ("a missing key", "an unknown key", "no strategy", "an unknown strategy", "a foreign option",
+                  "a bad layer", "a fraction", "no values", "a bad method", "a bad choice", "a bad flag", "a bad count",
+                  "a bad split", "an unknown split key", "a path that is none", "targets that are none"):  # fmt: skip
+        content = BAD[fault][0]
+        assert not validator.is_valid(yaml.safe_load(content)), fault

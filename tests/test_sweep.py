@@ -1,0 +1,348 @@
+"""Sweeps: the same datasets as single builds make, read once, continued, checked before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
+
+import featurestore
+from featurestore import datasets, reading, sources, store
+from featurestore.plans import Plan
+
+STUDY: dict[str, Any] = {
+    "datasets": [
+        {"strategy": "hidden-to-concept", "layer": "all", "normalize": ["standardize", "minmax", "none"]},
+        {"strategy": "hidden-to-concept", "layers": ["0-1", "5,0"]},
+        {"strategy": "hidden-to-feature", "targets": [[0, 4], [5, 2]], "input_layer": [1, 5]},
+        {"strategy": "embedding-to-feature", "target_layer": [0, 5], "target_feature": "3-4", "normalize": "none"},
+    ],
+}
+N_DATASETS = 3 * 3 + 2 + 2 * 2 + 2 * 2
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """150 sentences, so three shards; every feature is active in many."""
+    write_folder(tmp_path / "care", 150)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "care"
+
+
+def study(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"stores": [str(folder)], **STUDY, **changes}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_same_bytes_as_single_builds(folder: Path, cli: Any) -> None:
+    done = featurestore.sweep(study(folder, output="swept"))
+    assert [planned.state for planned in done.datasets] == ["new"] * N_DATASETS
+    assert len({planned.output for planned in done.datasets}) == N_DATASETS
+    for planned in done.datasets:
+        options = {f"--{name.replace('_', '-')}": value for name, value in planned.plan.arguments.items()}
+        given = [
+            ",".join(map(str, word)) if isinstance(word, tuple) else word for item in options.items() for word in item
+        ]
+        line = ["--strategy", planned.plan.strategy.name, *given, "--normalize", planned.plan.normalize]
+        result = cli("build", "--input", folder, *line)
+        assert result.exit_code == 0, result.output
+    assert files(Path("generated_datasets")) == files(Path("swept"))
+
+
+def test_equals_the_direct_way(folder: Path) -> None:
+    done = featurestore.sweep(study(folder))
+    sentences = [sentence_arrays(index, tokens=2 + (index * 5) % 6) for index in range(150)]
+    position = {0: 0, 1: 1, 5: 2}
+    for planned in done.datasets:
+        options, dataset = planned.plan.arguments, featurestore.load_dataset(planned.output)
+        if planned.plan.strategy.name == "embedding-to-feature":
+            raw = np.stack([s["embeddings"][-1] for s in sentences])
+        else:
+            layers = options.get("layers") or [options.get("layer", options.get("input_layer"))]
+            raw = np.stack([np.concatenate([s["hidden_states"][position[i], -1] for i in layers]) for s in sentences])
+        if "target_layer" in options:
+            at = position[options["target_layer"]], -1, options["target_feature"]
+            np.testing.assert_array_equal(dataset.y, [s["activations"][at] for s in sentences])
+        else:
+            np.testing.assert_array_equal(dataset.y, [int(s["concept_strength_label"]) for s in sentences])
+        np.testing.assert_allclose(dataset.inverse(dataset.X), raw.astype("f4"), rtol=1e-5, atol=1e-5)
+        raw64 = raw.astype(np.float64)
+        if planned.plan.normalize == "standardize":
+            np.testing.assert_allclose(dataset.X, (raw64 - raw64.mean(0)) / raw64.std(0), rtol=1e-5, atol=1e-6)
+        elif planned.plan.normalize == "minmax":
+            np.testing.assert_allclose(dataset.X, (raw64 - raw64.min(0)) / np.ptp(raw64, 0), rtol=1e-5, atol=1e-6)
+
+
+def test_each_piece_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    featurestore.ingest(folder)
+    root = store.read_root(Path("stores/care.zarr"))
+    read: Counter[Any] = Counter()
+    original = reading._Lazy._read
+
+    def counting(self: Any, key: tuple[Any, ...]) -> Any:
+        if self._name in ("embeddings", "hidden_states", "activations"):
+            chunks = zip(key, store.inner_chunk_shape(root, self._name), strict=True)
+            read[
+                self._name, *(str(part if isinstance(part, int) else part.start // size) for part, size in chunks)
+            ] += 1
+        return original(self, key)
+
+    monkeypatch.setattr(reading._Lazy, "_read", counting)
+    featurestore.sweep(study(folder))
+    shards = 3
+    assert set(read.values()) == {1}
+    names = Counter(name for name, *_ in read)
+    # 3 layers; targets in 2 layers, whose 10 features are one chunk; and the embeddings
+    assert names == {"hidden_states": 3 * shards, "activations": 2 * shards, "embeddings": shards}
+
+
+@pytest.mark.parametrize("window", [1, 1 << 30])
+def test_memory_does_not_show(folder: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    featurestore.sweep(study(folder, output="in_memory"))
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(datasets, "_WINDOW_BYTES", window)
+    featurestore.sweep(study(folder, output="by_a_file"))
+    assert files(Path("in_memory")) == files(Path("by_a_file"))
+    assert len(files(Path("in_memory"))) == N_DATASETS
+
+
+def states(done: featurestore.Sweep) -> Counter[str]:
+    return Counter(planned.state for planned in done.datasets)
+
+
+def test_what_is_up_to_date_is_skipped_and_what_is_stale_is_rebuilt(folder: Path) -> None:
+    featurestore.sweep(study(folder))
+    paths = sorted(Path("generated_datasets").rglob("*.npz"))
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    assert states(featurestore.sweep(study(folder))) == {"current": N_DATASETS}
+    assert {path: path.stat().st_mtime_ns for path in paths} == before
+    paths[3].unlink()
+    assert states(featurestore.sweep(study(folder))) == {"current": N_DATASETS - 1, "new": 1}
+    content = files(Path("generated_datasets"))
+
+    write_sentence(folder, 150)
+    assert states(featurestore.sweep(study(folder), dry_run=True)) == {"stale": N_DATASETS}
+    assert files(Path("generated_datasets")) == content
+    assert states(featurestore.sweep(study(folder))) == {"stale": N_DATASETS}
+    assert {int(featurestore.load_dataset(path).metadata["n_samples"]) for path in paths} == {151}
+    assert states(featurestore.sweep(study(folder))) == {"current": N_DATASETS}
+    assert states(featurestore.sweep(study(folder), force=True)) == {"stale": N_DATASETS}
+
+
+def test_other_content_is_only_replaced_when_forced(folder: Path) -> None:
+    done = featurestore.sweep(study(folder), dry_run=True)
+    assert not Path("generated_datasets").exists()
+    path = done.datasets[4].output
+    path.parent.mkdir(parents=True)
+    for content in (b"mine", b""):
+        path.write_bytes(content)
+        with pytest.raises(featurestore.DatasetError, match=f"(?s)1 outputs exist with other content.*{path.name}"):
+            featurestore.sweep(study(folder))
+        assert files(path.parent) == {path.name: content}
+    featurestore.sweep(study(folder), force=True)
+    assert featurestore.load_dataset(path).metadata["n_samples"] == 150
+
+
+def test_the_order_of_ingestion_and_the_place_do_not_show(folder: Path, tmp_path: Path) -> None:
+    featurestore.sweep(study(folder, output="one"))
+    for part, indices in (("b", range(60, 150)), ("a", range(60))):
+        (tmp_path / part).mkdir()
+        for index in indices:
+            shutil.copy(folder / f"sentence_{index + 1:06d}.npz", tmp_path / part)
+    other = tmp_path / "elsewhere" / "care.zarr"
+    featurestore.ingest(tmp_path / "b", other)
+    featurestore.ingest(tmp_path / "a", other)
+    featurestore.sweep(study(other, output="two"))
+    assert files(Path("one")) == files(Path("two"))
+
+
+@pytest.mark.parametrize("saved", [0, 1, 7])
+def test_an_interrupted_sweep_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, saved: int) -> None:
+    featurestore.sweep(study(folder, output="whole"))
+    save, left = datasets.Dataset.save, [None] * saved
+
+    def interrupted(self: Any, *arguments: Any, **options: Any) -> Path:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return save(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.Dataset, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            featurestore.sweep(study(folder, output="part"))
+    whole, part = files(Path("whole")), files(Path("part")) if saved else {}
+    assert len(part) == saved
+    assert part.items() <= whole.items()
+    done = states(featurestore.sweep(study(folder, output="part")))
+    assert done["new"] == N_DATASETS - saved
+    assert files(Path("part")) == whole
+
+
+def test_several_stores(folder: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "anger", 40, seed=1)
+    both = study(folder, stores=[str(folder), "anger"])
+    done = featurestore.sweep(both)
+    assert Counter(planned.output.parent.name for planned in done.datasets) == {"care": N_DATASETS, "anger": N_DATASETS}
+    alone = featurestore.sweep(study(tmp_path / "anger", output="alone"))
+    assert files(Path("alone/anger")) == files(Path("generated_datasets/anger"))
+    assert len(alone.datasets) == N_DATASETS
+
+
+# ---- preflight
+
+
+def change(folder: Path, index: int, changer: Callable[[dict[str, Any]], None], **options: Any) -> None:
+    arrays = sentence_arrays(index, tokens=2 + (index * 5) % 6)
+    changer(arrays)
+    write_sentence(folder, index, tokens=2 + (index * 5) % 6, changes=arrays)
+
+
+@pytest.fixture
+def faulty(folder: Path) -> Path:
+    """Feature 1 of layer 0 is dead, 2 constant, 3 nearly dead; layer 5 overflows once; one sentence has label 7."""
+
+    def spoil(index: int) -> Callable[[dict[str, Any]], None]:
+        def changer(arrays: dict[str, Any]) -> None:
+            arrays["activations"][0, -1, 1] = 0
+            arrays["activations"][0, -1, 2] = 2.5
+            arrays["activations"][0, -1, 3] = index in (3, 4)
+            if index == 70:
+                arrays["hidden_states"][2, -1, 4] = np.inf
+            if index == 9:
+                arrays["concept_strength_label"] = np.array(7)
+
+        return changer
+
+    for index in range(150):
+        change(folder, index, spoil(index))
+    return folder
+
+
+FAULTY: list[dict[str, Any]] = [
+    {"strategy": "hidden-to-feature", "target_layer": 0, "target_feature": "1-4"},
+    {"strategy": "hidden-to-concept", "layer": "all"},
+]
+
+
+def test_unfit_datasets_are_left_out_or_refused(faulty: Path) -> None:
+    recipe = study(faulty, datasets=FAULTY)
+    done = featurestore.sweep(recipe, dry_run=True)
+    assert [planned.problem for planned in done.datasets] == [
+        "feature 1 of layer 0 is dead: active in none of 150 sentences",
+        "feature 2 of layer 0 is constant: 2.5 in all 150 sentences",
+        "feature 3 of layer 0 is nearly dead: active in 2 of 150 sentences",
+        "",
+        "",
+        "",
+        "1 of 150 sentences have NaN or infinite values; drop_nonfinite: true leaves them out",
+    ]
+    with pytest.raises(featurestore.RecipeError, match="4 of 7 datasets are unfit") as refused:
+        featurestore.sweep(recipe | {"problems": "refuse"})
+    assert len(str(refused.value).splitlines()) == 1 + 4
+    assert not Path("generated_datasets").exists()
+    featurestore.sweep(recipe)
+    assert len(files(Path("generated_datasets"))) == 3
+    assert states(featurestore.sweep(recipe)) == {"current": 3, "unfit": 4}
+    assert states(featurestore.sweep(recipe | {"drop_nonfinite": True, "min_active": 2})) == {"new": 5, "unfit": 2}
+
+
+def test_a_dry_run_reads_no_inputs(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    featurestore.ingest(faulty)
+    read = []
+    original = reading._Lazy._read
+
+    def counting(self: Any, key: tuple[Any, ...]) -> Any:
+        read.append((self._name, key[0]))
+        return original(self, key)
+
+    monkeypatch.setattr(reading._Lazy, "_read", counting)
+    featurestore.sweep(study(faulty, datasets=FAULTY), dry_run=True)
+    inputs = [rows for name, rows in read if name in ("embeddings", "hidden_states") and rows.stop]
+    assert inputs == [slice(64, 128)] * 3  # the shard of the one sentence that is not finite, in each layer
+
+
+# ---- statistics of another dataset
+
+
+def test_statistics_of_another_dataset(folder: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "anger", 40, seed=1)
+    for source in (folder, tmp_path / "anger"):
+        featurestore.ingest(source)
+    for method in ("standardize", "minmax", "none"):
+        path = tmp_path / f"{method}.npz"
+        first = featurestore.build("stores/care.zarr", "hidden-to-concept", layers="0,5", normalize=method, output=path)
+        raw = featurestore.build("stores/anger.zarr", "hidden-to-concept", layers="0,5", normalize="none")
+        second = featurestore.build("stores/anger.zarr", "hidden-to-concept", layers="0,5", stats_from=path)
+        assert second.normalization.method == method
+        np.testing.assert_array_equal(second.X, first.transform(raw.X), strict=True)
+        assert str(first.metadata["fingerprint"]) in str(second.metadata["parameters"])
+        assert str(second.metadata["fingerprint"]) != str(raw.metadata["fingerprint"])
+
+
+def test_statistics_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
+    featurestore.ingest(folder)
+    path = tmp_path / "d.npz"
+    featurestore.build("stores/care.zarr", "hidden-to-concept", layers="0,5", output=path)
+    build: Any = featurestore.build
+    with pytest.raises(featurestore.DatasetError, match=r"input_layers \[0 5\], this one has \[5 0\]"):
+        build("stores/care.zarr", "hidden-to-concept", layers="5,0", stats_from=path)
+    with pytest.raises(featurestore.DatasetError, match="are of hidden-to-concept, not of hidden-to-feature"):
+        build("stores/care.zarr", "hidden-to-feature", target_layer=0, target_feature=1, stats_from=path)
+    with pytest.raises(featurestore.ParameterError, match="--normalize minmax: .* has standardize"):
+        build("stores/care.zarr", "hidden-to-concept", layers="0,5", normalize="minmax", stats_from=path)
+
+
+def test_the_normalization_in_a_scikit_learn_pipeline(folder: Path) -> None:
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    featurestore.ingest(folder)
+    dataset = featurestore.build("stores/care.zarr", "hidden-to-concept", layer=5, normalize="minmax")
+    raw = featurestore.build("stores/care.zarr", "hidden-to-concept", layer=5, normalize="none")
+    transformer = clone(dataset.transformer())
+    np.testing.assert_array_equal(transformer.fit(raw.X[:9]).transform(raw.X), dataset.X)
+    np.testing.assert_array_equal(transformer.inverse_transform(dataset.X), dataset.inverse(dataset.X))
+    model = make_pipeline(dataset.transformer(), LogisticRegression()).fit(raw.X, raw.y)
+    expected = LogisticRegression().fit(dataset.X, dataset.y)
+    np.testing.assert_array_equal(model.predict(raw.X), expected.predict(dataset.X))
+
+
+# ---- names
+
+
+def test_long_names_are_cut_and_stay_different() -> None:
+    layers = [",".join(map(str, range(first, 400, 2))) for first in (0, 2)]
+    names = {Plan.of("hidden-to-concept", {"layers": spec}).file_name for spec in layers}
+    assert len(names) == 2
+    assert all(len(name.encode()) < 220 for name in names)
+
+
+# ---- examples
+
+
+@pytest.mark.parametrize("recipe", sorted((SAMPLE.parent).glob("*.yaml")), ids=lambda path: path.name)
+def test_example(recipe: Path, cli: Any) -> None:
+    (Path("examples")).symlink_to(SAMPLE.parent)
+    result = cli("sweep", recipe)
+    assert result.exit_code == 0, result.output
+    listed = featurestore.list_datasets("generated_datasets")
+    assert len(listed) >= 6
+    assert {entry.state for entry in listed} == {"current"}
+    assert f"built {len(listed)} datasets" in result.output
+    for entry in listed:
+        dataset = featurestore.load_dataset(Path("generated_datasets", entry.file))
+        assert np.isfinite(dataset.X).all()
+    assert yaml.safe_load(recipe.read_text())["stores"]
+    assert f"built 0 datasets (0.0 MB), {len(listed)} up to date" in cli("sweep", recipe).output
