@@ -99,9 +99,11 @@ class Source:
 
     def split(self, options: SplitOptions | None) -> Split | None:
         """Return how the sentences are divided, if they are."""
-        if options is not None and options not in self._splits:
+        if options is None:
+            return None
+        if options not in self._splits:
             self._splits[options] = splits.split(self.ds, options)
-        return options and self._splits[options]
+        return self._splits[options]
 
     def training_rows(self, options: SplitOptions | None) -> Array:
         """Tell which sentences are training rows: all of them, without a split; (n,) bool."""
@@ -152,13 +154,13 @@ class Source:
         blocks = {name: block for name, block in self._blocks(plans).items() if name not in self._raw}
         inputs = [_Input(raw, progress) for raw in _allocate(list(blocks.values()), scratch)]
         with _only_what_is_needed():
-            da.store(list(blocks.values()), inputs, lock=False)
+            da.store(list(blocks.values()), inputs, lock=False)  # type: ignore[arg-type]
         for name, block in zip(blocks, inputs, strict=True):
             self._raw[name], self._finite[name] = block.raw, block.finite
 
     def n_bytes(self, plans: Iterable[Plan]) -> int:
         """Size of the raw X of some plans, what they share counted once."""
-        return sum(block.nbytes for block in self._blocks(plans).values())
+        return sum(int(block.nbytes) for block in self._blocks(plans).values())
 
     def forget(self) -> None:
         """Free the raw values of X."""
@@ -171,7 +173,7 @@ class Source:
     def finite(self, plan: Plan) -> Array:
         """Tell which sentences have finite values throughout, as far as they have been read; (n,) bool."""
         y = np.isfinite(self.target(plan)).reshape(len(self.sentences), -1).all(axis=1)
-        return np.logical_and.reduce([y, *(self._finite[name] for name in self._blocks([plan]))])
+        return np.all([y, *(self._finite[name] for name in self._blocks([plan]))], axis=0)
 
     def dataset(self, plan: Plan) -> Dataset:
         """Make the dataset of a plan that has been read; X is normalized as it is used.
@@ -250,7 +252,8 @@ class Source:
             raise NonFiniteError(f"{found}, which no dataset may hold; leave them out with --drop-nonfinite")
         if len(bad) == len(finite):
             raise NonFiniteError(f"{found}, so none is left; extract them again in float32")
-        return self._order[finite[self._order]], bad
+        rows: Array = self._order[finite[self._order]]
+        return rows, bad
 
     def _fit(self, method: str, names: Sequence[str], rows: Array) -> Normalization:
         if method == "none":
@@ -307,7 +310,7 @@ class _Input:
 
 
 def _allocate(blocks: Sequence[da.Array], scratch: Path | None) -> list[Array]:
-    total = sum(block.nbytes for block in blocks)
+    total = sum(int(block.nbytes) for block in blocks)
     if total <= IN_MEMORY_BYTES:
         return [np.empty(block.shape, block.dtype) for block in blocks]
     if scratch:

@@ -72,7 +72,7 @@ def test_one_element_is_what_build_makes(folder: Path, cli: Any) -> None:
     assert Path("built.npz").read_bytes() == swept.read_bytes()
 
 
-BAD = {
+BAD: dict[str, tuple[Any, str]] = {
     "no file": (None, "bad.yaml: cannot be read"),
     "empty": ("", "bad.yaml: expected a recipe, found an empty file"),
     "no YAML": ("stores: [a\ndatasets: b\n", r"bad.yaml:2: expected YAML"),
@@ -227,7 +227,7 @@ def test_a_ranking_made_here(folder: Path, by: str, split: Any) -> None:
         assert 0 < train.sum() < 90
         activations, labels = activations[train], labels[train]
     configurations = [(0, 3), (1, 3), (5, 2), (5, 9)]
-    score = {}
+    score: dict[tuple[int, ...], float] = {}
     for position, (layer, average_l0) in enumerate(configurations):
         for feature in range(10):
             column = activations[:, position, feature]

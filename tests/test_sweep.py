@@ -299,7 +299,7 @@ def test_statistics_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         build("stores/care.zarr", "hidden-to-concept", layers="5,0", stats_from=path)
     with pytest.raises(featurestore.DatasetError, match="are of hidden-to-concept, not of hidden-to-feature"):
         build("stores/care.zarr", "hidden-to-feature", target_layer=0, target_feature=1, stats_from=path)
-    with pytest.raises(featurestore.ParameterError, match="--normalize minmax: .* has standardize"):
+    with pytest.raises(featurestore.ParameterError, match=r"--normalize minmax: .* has standardize"):
         build("stores/care.zarr", "hidden-to-concept", layers="0,5", normalize="minmax", stats_from=path)
 
 
