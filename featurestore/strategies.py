@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Selection",
+    "activation_to_concept",
+    "densest_features",
+    "embedding_to_concept",
     "embedding_to_feature",
     "final",
     "final_activation",
@@ -27,6 +30,7 @@ __all__ = [
     "get_strategy",
     "hidden_to_concept",
     "hidden_to_feature",
+    "hidden_to_features",
     "list_strategies",
     "sae_position",
     "sae_positions",
@@ -36,6 +40,7 @@ __all__ = [
 TargetLayer = Annotated[int, "Layer of the SAE feature that is y."]
 TargetFeature = Annotated[int, "SAE feature that is y."]
 AverageL0 = Annotated[int | None, "Which SAE of the target layer, by its average L0, where it has several."]
+InputLayer = Annotated[int | None, "Layer of the hidden states that are X; by default the target layer."]
 
 
 @strategy("embedding-to-feature")
@@ -57,7 +62,7 @@ def hidden_to_feature(
     target_layer: TargetLayer,
     target_feature: TargetFeature,
     average_l0: AverageL0 = None,
-    input_layer: Annotated[int | None, "Layer of the hidden states that are X; by default the target layer."] = None,
+    input_layer: InputLayer = None,
 ) -> Selection:
     """Predict the activation of an SAE feature from the hidden states of one layer."""
     layer = target_layer if input_layer is None else input_layer
@@ -75,6 +80,44 @@ def hidden_to_concept(
 ) -> Selection:
     """Predict the concept label from the hidden states of one layer, or of several concatenated."""
     return Selection(X=final_hidden_states(ds, layers or [layer]), y=ds["label"])
+
+
+@strategy("embedding-to-concept")
+def embedding_to_concept(ds: xr.Dataset) -> Selection:
+    """Predict the concept label from the embedding: the baseline that knows nothing but the final token itself."""
+    return Selection(X=final(ds[EMBEDDINGS]), y=ds["label"])
+
+
+@strategy("activation-to-concept")
+def activation_to_concept(
+    ds: xr.Dataset,
+    *,
+    layer: Annotated[int, "Layer of the SAE whose activations are X."],
+    average_l0: Annotated[int | None, "Which SAE of the layer, by its average L0, where it has several."] = None,
+    densest: Annotated[int | None, "Only so many features: those active in most sentences."] = None,
+) -> Selection:
+    """Predict the concept label from the activations of all SAE features of a layer, or of the densest."""
+    activations = final(ds[ACTIVATIONS], layer=sae_position(ds, layer, average_l0))
+    return Selection(X=activations if densest is None else densest_features(activations, densest), y=ds["label"])
+
+
+@strategy("hidden-to-features")
+def hidden_to_features(
+    ds: xr.Dataset,
+    *,
+    target_layer: TargetLayer,
+    target_features: Annotated[Numbers, "SAE features that are the columns of y, such as 5,100-103."],
+    average_l0: AverageL0 = None,
+    input_layer: InputLayer = None,
+) -> Selection:
+    """Predict the activations of several SAE features at once from the hidden states of one layer."""
+    import xarray as xr
+
+    layer = target_layer if input_layer is None else input_layer
+    columns = [final_activation(ds, target_layer, feature, average_l0) for feature in target_features]
+    return Selection(
+        X=final_hidden_states(ds, [layer]), y=xr.concat(columns, "feature", coords="minimal").transpose("sentence", ...)
+    )
 
 
 def final(array: xr.DataArray, **positions: int | slice) -> xr.DataArray:
@@ -135,6 +178,31 @@ def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: int |
     if not 0 <= feature < ds.sizes["feature"]:
         raise SelectionError(f"has no feature {feature}: choose from 0-{ds.sizes['feature'] - 1}")
     return final(ds[ACTIVATIONS], layer=position, feature=feature)
+
+
+def densest_features(activations: xr.DataArray, k: int) -> xr.DataArray:
+    """Select the features that are active in most sentences, in their usual order.
+
+    Reads all activations once to count; the result is lazy.
+
+    Parameters
+    ----------
+    activations : xarray.DataArray, (sentence, feature)
+        Of one SAE.
+    k : int
+        How many features; of equally dense ones those that come first.
+
+    Raises
+    ------
+    SelectionError
+        If there are fewer.
+    """
+    if not 0 < k <= activations.sizes["feature"]:
+        raise SelectionError(
+            f"has {activations.sizes['feature']} features, found --densest {k}: ask for 1 to that many"
+        )
+    counts = (activations != 0).sum("sentence").values
+    return activations.isel(feature=sorted((-counts).argsort(kind="stable")[:k]))
 
 
 def sae_position(ds: xr.Dataset, layer: int, average_l0: int | None) -> int:

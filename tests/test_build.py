@@ -35,6 +35,11 @@ PARAMETERS: list[tuple[str, dict[str, Any]]] = [
     ("hidden-to-concept", {"layers": "0-2,10,15-17"}),
     ("hidden-to-concept", {"layers": [17, 0, 5]}),
     ("hidden-to-concept", {"layers": "0-5,10,12,15-17"}),
+    ("embedding-to-concept", {}),
+    ("activation-to-concept", {"layer": 15}),
+    ("activation-to-concept", {"layer": 12, "densest": 30}),
+    ("hidden-to-features", {"target_layer": 15, "target_features": [61, 5, 1022], "input_layer": 10}),
+    ("hidden-to-features", {"target_layer": 16, "target_features": "0-3"}),
 ]
 
 
@@ -60,8 +65,14 @@ def directly(sentences: list[Arrays], strategy: str, parameters: dict[str, Any])
     def position(sentence: Arrays, layer: int) -> int:
         return list(sentence["layers"]).index(layer)
 
-    if strategy == "embedding-to-feature":
+    if strategy.startswith("embedding"):
         X = [s["embeddings"][-1] for s in sentences]
+    elif strategy == "activation-to-concept":
+        X = [s["activations"][position(s, parameters["layer"]), -1] for s in sentences]
+        if "densest" in parameters:
+            counts = np.count_nonzero(X, axis=0).tolist()
+            best = sorted(range(len(counts)), key=lambda feature: (-counts[feature], feature))
+            X = [row[sorted(best[: parameters["densest"]])] for row in X]
     else:
         spec = {
             "0-2,10,15-17": [0, 1, 2, 10, 15, 16, 17],
@@ -72,10 +83,12 @@ def directly(sentences: list[Arrays], strategy: str, parameters: dict[str, Any])
         )
         layers = spec[named] if isinstance(named, str) else [named] if isinstance(named, int) else named
         X = [np.concatenate([s["hidden_states"][position(s, layer), -1] for layer in layers]) for s in sentences]
-    if strategy == "hidden-to-concept":
+    if strategy.endswith("concept"):
         y = np.array([int(s["concept_strength_label"]) for s in sentences], np.int64)
     else:
-        layer, feature = parameters["target_layer"], parameters["target_feature"]
+        layer, feature = parameters["target_layer"], parameters.get("target_feature")
+        if feature is None:
+            feature = [0, 1, 2, 3] if parameters["target_features"] == "0-3" else parameters["target_features"]
         y = np.array([s["activations"][position(s, layer), -1, feature] for s in sentences], np.float32)
     return np.stack(X), y
 
@@ -117,8 +130,14 @@ def test_metadata_traces_the_dataset(
     dataset = featurestore.build(sample_store, strategy, **parameters)
     metadata = {name: value.tolist() for name, value in dataset.metadata.items()}
     assert metadata["strategy"] == strategy
-    assert metadata["input_source"] == ("embeddings" if strategy.startswith("embedding") else "hidden_states")
-    assert len(metadata["input_layers"]) * 576 == (0 if strategy.startswith("embedding") else raw.shape[1])
+    source = {"embedding": "embeddings", "hidden": "hidden_states", "activation": "activations"}
+    assert metadata["input_source"] == source[strategy.partition("-")[0]]
+    if strategy == "activation-to-concept":
+        assert metadata["input_layers"] == [parameters["layer"]]
+        full, _ = directly(sample_arrays, strategy, {"layer": parameters["layer"]})
+        np.testing.assert_array_equal(full[:, metadata["input_features"]], raw)
+    else:
+        assert len(metadata["input_layers"]) * 576 == (0 if strategy.startswith("embedding") else raw.shape[1])
     assert metadata["input_dims"] == raw.shape[1] == dataset.X.shape[1]
     assert metadata["n_samples"] == len(y) == 56
     assert metadata["sentence_indices"] == list(range(56))
@@ -127,8 +146,11 @@ def test_metadata_traces_the_dataset(
     assert metadata["featurestore_version"] == featurestore.__version__
     assert len(metadata["sentences_digest"]) == 64
     assert metadata["dropped_sentence_indices"] == []
-    if strategy == "hidden-to-concept":
+    if strategy.endswith("concept"):
         assert "target_layer" not in metadata
+    elif strategy.endswith("features"):
+        assert (metadata["target_layer"], metadata["average_l0"]) == (parameters["target_layer"], 24)
+        assert len(metadata["target_feature"]) == y.shape[1]
     else:
         expected = (parameters["target_layer"], parameters["target_feature"], 24)
         assert (metadata["target_layer"], metadata["target_feature"], metadata["average_l0"]) == expected
