@@ -15,7 +15,12 @@ from featurestore.targets import RANKINGS
 _RANGE = r"^\s*\d{1,6}(\s*-\s*\d{1,6})?\s*(,\s*\d{1,6}(\s*-\s*\d{1,6})?\s*)*$"
 _INTEGER = {"type": "integer", "minimum": 0}
 _COUNT = {"type": "integer", "minimum": 1}
-_SIMPLE: dict[Any, dict[str, Any]] = {int: _INTEGER, float: {"type": "number"}, str: {"type": "string"}, bool: {"type": "boolean"}}
+_SIMPLE: dict[Any, dict[str, Any]] = {
+    int: _INTEGER,
+    float: {"type": "number"},
+    str: {"type": "string"},
+    bool: {"type": "boolean"},
+}
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Source:
         if expected := self.ds.attrs["expected_sentences"]:
             found = f"{len(self.sentences)} of {expected} sentences"
             logger.warning("%s is incomplete: %s; its ingest goes on, or was interrupted: run it again", store, found)
-        self._order = np.argsort(self.sentences)
+        self._order: Array = np.argsort(self.sentences)
         self._digests = self.ds["source_digest"].values
         self.digest = sentences_digest(self.sentences[self._order], self._digests[self._order])
         self._selections: dict[str, tuple[Selection, dict[str, da.Array]]] = {}
@@ -219,7 +219,8 @@ class Source:
         return sum(int(np.count_nonzero(found.min == found.max)) for found in measured)
 
     def _y(self, plan: Plan) -> da.Array:
-        return da.asarray(self.select(plan).y.data)
+        y: da.Array = da.asarray(self.select(plan).y.data)
+        return y
 
     def _blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
         """Return the blocks of X by name: dask names equal selections equally."""

@@ -261,7 +261,7 @@ def test_ctrl_c_just_after_a_commit(
 # Reading while another process writes
 
 MIN_SIZES = 10
-"""So many times at least each reader sees that the store has grown, however slow the writer is."""
+"""So many sizes of the store each reader sees at least, however slow the writer is."""
 
 
 def n_tokens(index: int) -> int:
@@ -468,8 +468,12 @@ def hold(link: Link, path: Path) -> None:
 
 def ingest_waiting(link: Link, folder: Path, path: Path) -> None:
     """Child: ingest in batches of four, and say when it waits for another writer."""
+
+    def say(*_: object) -> None:
+        link.send("waiting")
+
     store.MAX_ROWS = ROWS
-    with mock.patch.object(commit.logger, "info", lambda *_: link.send("waiting")):
+    with mock.patch.object(commit.logger, "info", say):
         featurestore.ingest(folder, path, wait=True)
 
 
