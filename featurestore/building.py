@@ -78,7 +78,8 @@ def build(
         If `store` is not a store.
     """
     split = split_options(test_size, folds, seed, group_by)
-    plan = Plan.of(strategy, parameters, normalize, drop_nonfinite, split, stats_from)
+    statistics = None if stats_from is None else datasets.load_dataset(stats_from)
+    plan = Plan.of(strategy, parameters, normalize, drop_nonfinite, split, statistics)
     return build_plan(Path(store), plan, None if output is None else datasets.check_output(output), overwrite=overwrite)
 
 

@@ -130,11 +130,12 @@ def build(
 ) -> None:
     """Build a dataset NPZ from the final tokens of a store."""
     from featurestore import building, ingestion
-    from featurestore.datasets import check_output
+    from featurestore.datasets import check_output, load_dataset
     from featurestore.plans import Plan, split_options
 
     split = split_options(test_size, folds, seed, group_by)
-    plan = Plan.of(strategy, parameters, normalize, drop_nonfinite, split, stats_from)
+    statistics = load_dataset(stats_from) if stats_from else None
+    plan = Plan.of(strategy, parameters, normalize, drop_nonfinite, split, statistics)
     if output:
         check_output(output)
     _target(ingestion.store_path(source))

@@ -137,6 +137,13 @@ class Dataset:
             If the disk is full or the folder cannot be written.
         """
         path = check_output(path)
+        try:
+            self._save(path, overwrite)
+        except OSError as error:  # of a file that has no name, or another one so far
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        return path
+
+    def _save(self, path: Path, overwrite: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _unnamed_file(path.parent) as (file, source):
             with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
@@ -152,7 +159,6 @@ class Dataset:
             file.flush()
             os.fsync(file.fileno())
             _publish(source, path, overwrite)
-        return path
 
     def _windows(self) -> Iterator[NDArray[np.float32]]:
         n, d = self.data.shape

@@ -17,8 +17,6 @@ from featurestore.splits import SplitOptions
 from featurestore.strategies import get_strategy
 
 if TYPE_CHECKING:
-    import os
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -63,7 +61,7 @@ class Plan:
         normalize: str | None = None,
         drop_nonfinite: bool = False,
         split: SplitOptions | None = None,
-        stats_from: str | os.PathLike[str] | None = None,
+        stats_from: Dataset | None = None,
     ) -> Self:
         """Validate what a user asks for.
 
@@ -77,9 +75,11 @@ class Plan:
         chosen = get_strategy(strategy)
         if normalize is not None:
             check_method(normalize)
-        statistics = None if stats_from is None else _statistics(stats_from, strategy, normalize)
-        method = statistics.normalization.method if statistics else normalize or NORMALIZATIONS[0]
-        return cls(chosen, chosen.parameters(parameters), method, drop_nonfinite, split, statistics)
+        if stats_from is not None:
+            _check_statistics(stats_from, strategy, normalize)
+            normalize = stats_from.normalization.method
+        method = normalize or NORMALIZATIONS[0]
+        return cls(chosen, chosen.parameters(parameters), method, drop_nonfinite, split, stats_from)
 
     @cached_property
     def parameters(self) -> str:
@@ -170,14 +170,10 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _statistics(path: str | os.PathLike[str], strategy: str, normalize: str | None) -> Dataset:
-    from featurestore.datasets import load_dataset
-
-    dataset = load_dataset(path)
+def _check_statistics(dataset: Dataset, strategy: str, normalize: str | None) -> None:
     if "fingerprint" not in dataset.metadata:
-        raise DatasetError(f"{path}: cannot be traced, as it has no meta_fingerprint; build it again")
+        raise DatasetError("--stats-from: cannot be traced, as it has no meta_fingerprint; build it again")
     if (other := str(dataset.metadata["strategy"])) != strategy:
-        raise DatasetError(f"{path}: its statistics are of {other}, not of {strategy}; choose another --stats-from")
-    if normalize not in (None, dataset.normalization.method):
-        raise ParameterError(f"--normalize {normalize}: --stats-from {path} has {dataset.normalization.method}")
-    return dataset
+        raise DatasetError(f"--stats-from: has statistics of {other}, not of {strategy}; choose another dataset")
+    if normalize not in (None, method := dataset.normalization.method):
+        raise ParameterError(f"--normalize {normalize}: --stats-from has {method}; leave one of them out")

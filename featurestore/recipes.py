@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from featurestore import targets
+from featurestore.datasets import Dataset, load_dataset
 from featurestore.errors import FeatureStoreError, RecipeError, shown
 from featurestore.plans import Plan, split_options
 from featurestore.ranges import Numbers, parse_numbers
@@ -171,8 +172,8 @@ class Recipe:
         The same for all.
     drop_nonfinite : bool
         Whether sentences with NaN or infinity are left out.
-    stats_from : str or None
-        A dataset whose normalization is used.
+    stats_from : Dataset or None
+        That whose normalization is used.
     output : Path or None
         Folder, in which each store has its own.
     refuse : bool
@@ -185,7 +186,7 @@ class Recipe:
     entries: tuple[Entry, ...]
     split: SplitOptions | None
     drop_nonfinite: bool
-    stats_from: str | None
+    stats_from: Dataset | None
     output: Path | None
     refuse: bool
     min_active: int
@@ -271,7 +272,7 @@ def _recipe(root: Node) -> Recipe:
         tuple(entries),
         _split(given["split"]) if "split" in given else None,
         "drop_nonfinite" in given and given["drop_nonfinite"].flag(),
-        given["stats_from"].text() if "stats_from" in given else None,
+        _dataset(given["stats_from"]) if "stats_from" in given else None,
         Path(given["output"].text()) if "output" in given else None,
         "problems" in given and given["problems"].choice(PROBLEMS) == "refuse",
         min_active,
@@ -306,6 +307,13 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
 
 def _methods(node: Node | None, default: Methods) -> Methods:
     return tuple(item.choice(NORMALIZATIONS) for item in node.items()) if node else default
+
+
+def _dataset(node: Node) -> Dataset:
+    try:
+        return load_dataset(node.text())
+    except FeatureStoreError as error:
+        raise node.error(error) from error
 
 
 def _split(node: Node) -> SplitOptions | None:

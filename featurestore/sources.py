@@ -317,7 +317,11 @@ def _allocate(blocks: Sequence[da.Array], scratch: Path | None) -> list[Array]:
     if scratch:
         scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=scratch) as file:  # the mappings keep it
-        os.posix_fallocate(file.fileno(), 0, total)  # a full disk is an error here, but would be a crash later
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, but would be a crash later
+                os.posix_fallocate(file.fileno(), 0, total)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(scratch or tempfile.gettempdir())) from error
         raw: list[Array] = []
         for block in blocks:
             offset = sum(array.nbytes for array in raw)

@@ -99,7 +99,8 @@ class Split:
             sizes += f"; {len(counts)} folds of {counts.min()}" + f" to {counts.max()}" * bool(np.ptp(counts))
         kin = "a near-duplicate or a member of their group" if self.groups_digest else "a near-duplicate"
         found = f"{self.duplicates} sentences in {self.duplicate_groups} groups of near-duplicates"
-        return f"{sizes}\n{found}; {self.across} have {kin} on another side (had they been ignored: {self.across_if_ignored})"
+        ignored = f"{self.across_if_ignored} if near-duplicates were ignored"
+        return f"{sizes}\n{found}; {self.across} sentences have {kin} on another side ({ignored})"
 
 
 def split(ds: xr.Dataset, options: SplitOptions) -> Split:
@@ -136,12 +137,16 @@ def split(ds: xr.Dataset, options: SplitOptions) -> Split:
     order = np.argsort(ds["sentence"].values, kind="stable")
     sentence, label, text = (ds[name].values[order] for name in ("sentence", "label", "text"))
     near = group_near_duplicates(text.tolist())
-    named = [""] * len(near) if options.group_by is None else _group_names(ds.isel(sentence=order), options.group_by)
+    names = [""] * len(near) if options.group_by is None else _group_names(ds, options.group_by)
+    named = [names[position] for position in order.tolist()]
     groups = _first_members(named)
     units = _connected(near, groups)
+    if len(np.unique(units)) < _n_sides(options):
+        raise _impossible(units, options)
     train, fold = _divide(units, label, options)
     sides = _sides(train, fold)
-    _check(units, sides, options)
+    if not _met(sides, options):
+        raise _impossible(units, options)
     duplicates = _sizes(near) > 1
     back = np.argsort(order)
     return Split(
@@ -241,22 +246,30 @@ def _torn(grouping: NDArray[np.int64], sides: NDArray[np.int64]) -> NDArray[np.b
     return torn[grouping]
 
 
-def _check(units: NDArray[np.int64], sides: NDArray[np.int64], options: SplitOptions) -> None:
-    """Refuse parts without rows, and a test part far from the size that was asked for."""
-    n, size, folds = len(units), options.test_size, options.folds
-    complete = len(np.unique(sides)) == (folds or 1) + (size is not None)
-    off = 0.0 if size is None else abs(np.count_nonzero(sides < 0) - n * size)
-    if complete and (size is None or off < 1 or off <= n * min(size, 1 - size) / 2):
-        return
-    flags = {"--test-size": size, "--folds": folds}
-    asked = " ".join(f"{flag} {value:g}" for flag, value in flags.items() if value is not None)
-    largest = int(_sizes(units).max(initial=0))
+def _n_sides(options: SplitOptions) -> int:
+    return (options.folds or 1) + (options.test_size is not None)
+
+
+def _met(sides: NDArray[np.int64], options: SplitOptions) -> bool:
+    """Say whether no side is empty, and the test part near the size that was asked for."""
+    if len(np.unique(sides)) < _n_sides(options):
+        return False
+    if options.test_size is None:
+        return True
+    off = abs(np.count_nonzero(sides < 0) - len(sides) * options.test_size)
+    return off < 1 or off <= len(sides) * min(options.test_size, 1 - options.test_size) / 2
+
+
+def _impossible(units: NDArray[np.int64], options: SplitOptions) -> SelectionError:
+    n, largest = len(units), int(_sizes(units).max(initial=0))
+    flags = {"--test-size": options.test_size, "--folds": options.folds}
+    asked = " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
     if largest < 2:
-        raise SelectionError(f"{asked}: {n} sentences are too few; ask for larger parts, or ingest more")
-    kinds = "near-duplicates" if options.group_by is None else "near-duplicates and of one group"
-    raise SelectionError(
-        f"{asked}: the largest group of {kinds} holds {largest} of {n} sentences, which form {len(np.unique(units))} "
-        "groups: no split can keep them together; ask for fewer or other parts, or add sentences that differ"
+        return SelectionError(f"{asked}: {n} sentences are too few; ask for fewer or larger parts, or ingest more")
+    kin = "near-duplicates" if options.group_by is None else "near-duplicates or members of one group"
+    return SelectionError(
+        f"{asked}: the {n} sentences form {len(np.unique(units))} groups of {kin}, and the largest holds {largest}: "
+        "no split keeps them together; ask for fewer or larger parts, or add sentences that differ"
     )
 
 

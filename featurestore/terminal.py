@@ -49,7 +49,7 @@ class Boundary(click.Group):
             click.echo(
                 "\nInterrupted: nothing is half-written. Run the same command again: an ingest goes on", err=True
             )
-            click.echo("after the last batch that it committed.", err=True)
+            click.echo("after the last batch that it committed, a sweep after the last dataset.", err=True)
             ctx.exit(130)
 
 

@@ -297,9 +297,11 @@ def test_statistics_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     build: Any = featurestore.build
     with pytest.raises(featurestore.DatasetError, match=r"input_layers \[0 5\], this one has \[5 0\]"):
         build("stores/care.zarr", "hidden-to-concept", layers="5,0", stats_from=path)
-    with pytest.raises(featurestore.DatasetError, match="are of hidden-to-concept, not of hidden-to-feature"):
+    with pytest.raises(
+        featurestore.DatasetError, match="has statistics of hidden-to-concept, not of hidden-to-feature"
+    ):
         build("stores/care.zarr", "hidden-to-feature", target_layer=0, target_feature=1, stats_from=path)
-    with pytest.raises(featurestore.ParameterError, match=r"--normalize minmax: .* has standardize"):
+    with pytest.raises(featurestore.ParameterError, match=r"--normalize minmax: --stats-from has standardize"):
         build("stores/care.zarr", "hidden-to-concept", layers="0,5", normalize="minmax", stats_from=path)
 
 

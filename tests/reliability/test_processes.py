@@ -316,7 +316,7 @@ def read_on(link: Link, path: Path, goal: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     delays = itertools.cycle(rng.uniform(0, 0.1, 997) * (rng.random(997) < 0.05))
     counts: Counter[str] = Counter()
-    sizes, wrong, errors = set(), list[object](), list[str]()
+    sizes, wrong, errors = set[int](), list[object](), list[str]()
     sleep, get = time.sleep, LocalStore.get
 
     def retry(seconds: float) -> None:

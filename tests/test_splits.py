@@ -1,0 +1,422 @@
+"""Near-duplicates, and splits that keep them together."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import SAMPLE, write_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
+
+import featurestore
+from featurestore.duplicates import NGRAM, SIMILARITY, _normalized, group_near_duplicates
+from featurestore.errors import ParameterError, SelectionError
+from featurestore.splits import Split, SplitOptions, split
+
+SENTENCE = "I told the panel I had finished my degree even though I dropped out."
+
+WORDS = "I told my manager that the receipts were lost although everybody had seen them yesterday 謊言 👍".split()
+
+
+def brute_force(texts: Sequence[str], similarity: float) -> list[int]:
+    """Compare all pairs by the definition."""
+    padded = [f" {_normalized(text)} " for text in texts]
+    sets = [{text[i : i + NGRAM] for i in range(max(1, len(text) - NGRAM + 1))} for text in padded]
+    groups = list(range(len(texts)))
+    for i, a in enumerate(sets):
+        for j, b in enumerate(sets[:i]):
+            if len(a & b) / len(a | b) >= similarity:
+                low, high = sorted((groups[i], groups[j]))
+                groups = [low if group == high else group for group in groups]
+    return groups
+
+
+def dataset(texts: Sequence[str], labels: Sequence[int], **coordinates: Sequence[Any]) -> xr.Dataset:
+    """The coordinates of a store that a split reads."""
+    columns = {"label": labels, "text": np.array(texts, object), **coordinates}
+    coords = {name: ("sentence", np.asarray(values)) for name, values in columns.items()}
+    return xr.Dataset(coords={"sentence": np.arange(len(texts)), **coords})
+
+
+def distinct(labels: Sequence[int], **coordinates: Sequence[Any]) -> xr.Dataset:
+    """Sentences without near-duplicates."""
+    return dataset(
+        [hashlib.sha256(bytes([i % 256, i // 256])).hexdigest() for i in range(len(labels))], labels, **coordinates
+    )
+
+
+sentences = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
+
+
+@st.composite
+def stores(draw: st.DrawFn) -> xr.Dataset:
+    """Sentences with their labels and groups, many of them near-duplicates."""
+    rows = draw(
+        st.lists(st.tuples(sentences, st.integers(0, 3), st.sampled_from(["", "a", "b", "c"])), min_size=1, max_size=40)
+    )
+    texts, labels, groups = zip(*rows, strict=True)
+    return dataset(texts, labels, group=groups)
+
+
+@st.composite
+def options(draw: st.DrawFn, **fixed: Any) -> SplitOptions:
+    test_size = draw(st.none() | st.floats(0.1, 0.9))
+    folds = draw(st.integers(2, 6) if test_size is None else st.none() | st.integers(2, 6))
+    return SplitOptions(test_size, folds, draw(st.integers(0, 99)), **fixed)
+
+
+def sides(result: Split) -> np.ndarray[Any, Any]:
+    return result.train.astype(int) if result.fold is None else result.fold
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(sentences, max_size=25), st.sampled_from([0.2, 0.5, SIMILARITY, 0.75, 0.9, 1.0]))
+def test_groups_are_those_of_comparing_all_pairs(texts: list[str], similarity: float) -> None:
+    groups = group_near_duplicates(texts, similarity)
+    assert groups.dtype == np.int64
+    assert groups.tolist() == brute_force(texts, similarity)
+
+
+@pytest.mark.parametrize(("slots", "words", "length"), [(4, 40, 14), (12, 8, 8), (1, 60, 12)])
+def test_groups_of_templates_are_those_of_comparing_all_pairs(slots: int, words: int, length: int) -> None:
+    rng = np.random.default_rng(slots)
+    vocabulary = np.array(["".join(rng.choice(list("aeiounrst"), rng.integers(2, 10))) for _ in range(words)])
+    templates = vocabulary[rng.integers(words, size=(10, length))]
+    texts = []
+    for _ in range(300):
+        filled = templates[rng.integers(len(templates))].copy()
+        filled[rng.integers(length, size=slots)] = rng.choice(vocabulary, slots)
+        texts.append(" ".join(filled))
+    for similarity in (0.4, SIMILARITY, 0.8):
+        assert group_near_duplicates(texts, similarity).tolist() == brute_force(texts, similarity)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        SENTENCE.upper(),
+        "  I told -- the panel: I had finished\nmy degree, even though I dropped out",
+        SENTENCE.replace("degree", "thesis"),
+        SENTENCE.replace("panel", "committee"),
+        SENTENCE[:-1] + " again.",
+        SENTENCE.replace("I had", "had"),
+        SENTENCE.replace("fi", "\N{LATIN SMALL LIGATURE FI}"),
+    ],
+)
+def test_what_is_a_near_duplicate(other: str) -> None:
+    assert group_near_duplicates([SENTENCE, other]).tolist() == [0, 0]
+
+
+def test_what_is_no_near_duplicate() -> None:
+    texts = (SAMPLE.with_suffix(".csv").read_text().splitlines())[1:]
+    same_topic = [SENTENCE, "I told the panel I was ill on the day of the exam.", "She never finished her degree."]
+    assert group_near_duplicates(texts + same_topic).tolist() == list(range(len(texts) + 3))
+
+
+def test_texts_of_almost_nothing() -> None:
+    texts = ["", " ", "?!", "?!", "...", "a", "A!", "b", "ab", "👍", "👍 ", "👎", "❤️", "☀️", "謊言", "謊言。", "真話"]
+    assert group_near_duplicates(texts).tolist() == [0, 0, 2, 2, 4, 5, 5, 7, 8, 9, 9, 11, 12, 13, 14, 14, 16]
+
+
+def test_scripts_without_spaces_and_with_marks() -> None:
+    texts = [
+        "我告訴老闆報告已經完成了其實我昨天根本沒有開始寫",
+        "我告訴老闆報告已經完成了其實我今天根本沒有開始寫",
+        "कि",
+        "की",
+    ]
+    assert group_near_duplicates(texts).tolist() == [0, 0, 2, 3]
+
+
+def test_groups_reach_over_others() -> None:
+    texts = ["one two three four five six", "seven two three four five six", "seven eight three four five six"]
+    assert group_near_duplicates([texts[0], texts[2]], 0.5).tolist() == [0, 1]
+    assert group_near_duplicates([texts[0], texts[2], texts[1]], 0.5).tolist() == [0, 0, 0]
+
+
+def test_many_equal_sentences_are_one_group() -> None:
+    assert not group_near_duplicates([SENTENCE] * 50_000).any()
+
+
+@pytest.mark.parametrize("similarity", [0, -1, 1.01, float("nan")])
+def test_similarity_out_of_range(similarity: float) -> None:
+    with pytest.raises(ParameterError, match="^similarity: "):
+        group_near_duplicates([SENTENCE], similarity)
+
+
+def test_groups_do_not_depend_on_the_salt_of_hashes() -> None:
+    code = (
+        "from featurestore.duplicates import group_near_duplicates as group\n"
+        "print(group([f'I told {i % 7} friends of {i % 11} that {i * i} is prime' for i in range(200)], 0.8).tolist())"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, check=True, capture_output=True)
+        for seed in "12"
+    ]
+    assert runs[0].stdout == runs[1].stdout
+
+
+@settings(max_examples=150, deadline=None)
+@given(stores(), st.data())
+def test_nothing_that_belongs_together_is_torn(ds: xr.Dataset, data: st.DataObject) -> None:
+    chosen = data.draw(options(group_by="group"))
+    try:
+        result = split(ds, chosen)
+    except SelectionError as error:
+        assert str(error).startswith("--")
+        return
+    side = sides(result)
+    for groups in (np.array(brute_force(ds["text"].values.tolist(), SIMILARITY)), ds["group"].values):
+        for group in set(groups.tolist()) - {""}:
+            assert len(set(side[groups == group].tolist())) == 1
+    assert result.across == 0
+    assert len(set(side.tolist())) == (chosen.folds or 1) + (chosen.test_size is not None)
+    if result.fold is not None:
+        assert np.array_equal(result.train, result.fold != (0 if chosen.test_size is None else -1))
+    if chosen.test_size is not None:
+        off = abs(np.count_nonzero(~result.train) - chosen.test_size * len(side))
+        assert off < 1 or off <= len(side) * chosen.test_size / 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(stores(), st.data())
+def test_the_order_of_the_sentences_does_not_matter(ds: xr.Dataset, data: st.DataObject) -> None:
+    chosen = data.draw(options(group_by="group"))
+    order = data.draw(st.permutations(range(ds.sizes["sentence"])))
+    try:
+        result = split(ds, chosen)
+    except SelectionError as error:
+        with pytest.raises(SelectionError) as again:
+            split(ds.isel(sentence=order), chosen)
+        assert str(again.value) == str(error)
+        return
+    other = split(ds.isel(sentence=order), chosen)
+    assert np.array_equal(other.train, result.train[order])
+    assert np.array_equal(sides(other), sides(result)[order])
+    assert (other.report, other.groups_digest) == (result.report, result.groups_digest)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=12, max_size=150), st.data())
+def test_without_groups_every_label_is_divided_to_the_row(labels: list[int], data: st.DataObject) -> None:
+    chosen = data.draw(options())
+    if chosen.test_size is None or chosen.folds is None:
+        result = split(distinct(labels), chosen)
+    else:
+        chosen = SplitOptions(0.5, 2, chosen.seed)
+        result = split(distinct(labels), chosen)
+    totals = Counter(labels)
+    if chosen.test_size is not None:
+        for label, count in Counter(np.array(labels)[~result.train].tolist()).items():
+            assert abs(count - totals[label] * chosen.test_size) < 1
+        assert abs(np.count_nonzero(~result.train) - len(labels) * chosen.test_size) <= 0.5 + 1e-9
+    if result.fold is not None:
+        folded = result.fold >= 0
+        for rows in (folded, *(folded & (np.array(labels) == label) for label in totals)):
+            counts = np.bincount(result.fold[rows], minlength=chosen.folds or 0)
+            assert np.ptp(counts) <= 1
+
+
+def test_seeds() -> None:
+    ds = distinct([0, 1] * 20)
+    results = [split(ds, SplitOptions(test_size=0.25, folds=3, seed=seed)) for seed in (0, 0, 1)]
+    trains, folds = [result.train.tolist() for result in results], [sides(result).tolist() for result in results]
+    assert (trains[0], folds[0]) == (trains[1], folds[1])
+    assert trains[0] != trains[2]
+    assert folds[0] != folds[2]
+
+
+def test_the_largest_group_is_not_always_for_testing() -> None:
+    ds = dataset([SENTENCE] * 3 + distinct([0] * 9)["text"].values.tolist(), [0] * 12)
+    assert {split(ds, SplitOptions(folds=4, seed=seed)).train[0] for seed in range(10)} == {True, False}
+
+
+def test_groups_of_one_label_each_still_fill_the_test_part() -> None:
+    ds = distinct(np.repeat(range(10), 10).tolist(), group=np.repeat(range(20), 5))
+    assert np.count_nonzero(split(ds, SplitOptions(0.2, group_by="group")).train) == 80
+
+
+def test_stratified_as_well_as_by_scikit_learn() -> None:
+    """With groups of many sizes, labels and sizes of the folds deviate no more from equal shares."""
+    deviations = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(60), rng.integers(1, 9, 60))
+        labels = np.minimum(rng.integers(0, 4, 60)[groups], rng.integers(0, 4, len(groups)))
+        result = split(distinct(labels.tolist(), group=groups), SplitOptions(folds=5, seed=seed, group_by="group"))
+        theirs = np.zeros(len(labels), int)
+        folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(labels, labels, groups)
+        for number, (_, rows) in enumerate(folds):
+            theirs[rows] = number
+        for fold in (sides(result), theirs):
+            table = np.array([np.bincount(fold[labels == label], minlength=5) for label in range(4)])
+            deviations.append((np.abs(table - table.mean(axis=1, keepdims=True)).sum(), np.ptp(table.sum(axis=0))))
+    (ours, our_span), (theirs_total, their_span) = np.sum(deviations[::2], axis=0), np.sum(deviations[1::2], axis=0)
+    assert ours <= 1.1 * theirs_total
+    assert our_span <= 1.1 * their_span
+
+
+def test_the_report_counts_what_leaks() -> None:
+    texts = [f"{word} {SENTENCE if i % 2 else SENTENCE[::-1]}" for i, word in enumerate(WORDS[:10])]
+    texts += distinct([0] * 40)["text"].values.tolist()
+    result = split(dataset(texts, [0] * 50), SplitOptions(test_size=0.3, folds=3))
+    assert (result.duplicate_groups, result.duplicates, result.across, result.groups_digest) == (2, 10, 0, "")
+    assert 0 < result.across_if_ignored <= 10
+    assert "35 sentences for training, 15 for testing; 3 folds of 11 to 12\n" in result.report
+    assert "10 sentences in 2 groups of near-duplicates; 0 sentences have a near-duplicate" in result.report
+
+
+def test_the_sample(tmp_path: Path) -> None:
+    featurestore.ingest(SAMPLE, tmp_path / "sample.zarr")
+    ds = featurestore.open_store(tmp_path / "sample.zarr")
+    result = split(ds, SplitOptions(test_size=0.25, folds=3, group_by=f"{SAMPLE}.csv:sentence"))
+    assert np.bincount(ds["label"].values[~result.train]).tolist() == [3, 4, 3, 4] or result.train.sum() == 42
+    assert (result.duplicates, result.across) == (0, 0)
+    tokens = split(ds, SplitOptions(folds=3, group_by="n_tokens"))
+    for n_tokens in set(ds["n_tokens"].values.tolist()):
+        assert len(set(sides(tokens)[ds["n_tokens"].values == n_tokens])) == 1
+
+
+def test_a_store_of_any_order(tmp_path: Path) -> None:
+    """The folder's sentences are all alike: their texts are numbers."""
+    write_folder(tmp_path / "trait", 12)
+    featurestore.ingest(tmp_path / "trait", tmp_path / "store.zarr")
+    ds = featurestore.open_store(tmp_path / "store.zarr")
+    near = group_near_duplicates(ds["text"].values.tolist())
+    result = split(ds.isel(sentence=slice(None, None, -1)), SplitOptions(test_size=0.4))
+    assert np.array_equal(result.train[::-1], split(ds, SplitOptions(test_size=0.4)).train)
+    assert result.duplicates == np.count_nonzero(np.bincount(near)[near] > 1)
+
+
+@pytest.fixture
+def three() -> xr.Dataset:
+    return dataset(["The first one.", "A second sentence", " Some third, too "], [0, 0, 1], kind=["x", "x", "y"])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "sentence_index,family\n0,a\n1,a\n2,\n9,b\n",
+        "\ufeffsentence_index,sentence,family\n 2 ,wrong, \n\n1,wrong,a\n0,wrong,a\n0,again,a\n",
+        'family,sentence\na,The first one.\n"a", A second sentence\n,"Some third, too"\n',
+    ],
+)
+@pytest.mark.parametrize("name", ["groups.csv", r"C:\groups.csv", "a:b.csv"])
+def test_groups_from_a_file(
+    three: xr.Dataset, lines: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(lines, encoding="utf-8")
+    result = split(three, SplitOptions(folds=2, group_by=f"{name}:family"))
+    assert result.train[0] == result.train[1] != result.train[2]
+    pairs = repr([(0, "a"), (1, "a"), (2, "")])
+    assert result.groups_digest == hashlib.sha256(pairs.encode()).hexdigest()
+    assert "member of their group" in result.report
+
+
+def test_an_empty_group_is_no_group() -> None:
+    ds = distinct([0] * 4, kind=["", "", "", ""])
+    assert split(ds, SplitOptions(0.5, 2, group_by="kind")).train.sum() == 2
+
+
+def test_the_digest_knows_the_groups(three: xr.Dataset) -> None:
+    digests = [
+        split(ds, SplitOptions(folds=2, group_by=name)).groups_digest
+        for ds, name in [(three, "kind"), (three.isel(sentence=[2, 0, 1]), "kind"), (three, "label")]
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "message"),
+    [
+        (b"", "family", "has no column sentence_index or sentence; it has "),
+        (b"index,family\n0,a\n", "family", "has no column sentence_index or sentence; it has index, family"),
+        (b"sentence_index,family\n0,a\n", "kin", "has no column kin; it has sentence_index, family"),
+        (b"sentence_index,family\n0,a\n", "family", r"2 of 3 sentences are not in it \(sentence_index 1; 2\)"),
+        (b"sentence,family\nThe first one.,a\n", "family", "not in it .sentence A second sentence; Some third, too"),
+        (b"sentence_index,family\n0,a\n1,b\n0,b\n2,a\n", "family", "sentence_index 0 is in two groups, 'a' and 'b'"),
+        (b"sentence_index,family\n0,a\n1,b\n0,\n2,a\n", "family", "sentence_index 0 is in two groups, 'a' and ''"),
+        (b"sentence_index,family\nzero,a\n", "family", "expected integers, found 'zero'"),
+        (b"sentence_index,family\n0\n1.5,a\n", "family", "expected integers, found '1.5'"),
+        (b"sentence_index,family\n0,\xff\n", "family", "cannot be read .*expected a CSV file in UTF-8"),
+        (b"sentence_index,family\n0," + b"a" * 200_000, "family", "cannot be read .*field limit"),
+    ],
+)
+def test_files_that_do_not_say_the_groups(
+    three: xr.Dataset, content: bytes, column: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "groups.csv").write_bytes(content)
+    with pytest.raises(ParameterError, match=f"^--group-by .*groups.csv: {message}"):
+        split(three, SplitOptions(folds=2, group_by=f"{tmp_path / 'groups.csv'}:{column}"))
+
+
+@pytest.mark.parametrize(
+    ("group_by", "message"),
+    [
+        ("kin", "^--group-by: expected FILE.csv:COLUMN or one of kind, label, sentence, text, found 'kin'"),
+        (":kin", "^--group-by: expected FILE.csv:COLUMN"),
+        ("groups.csv:", "^--group-by: expected FILE.csv:COLUMN"),
+        ("nowhere.csv:kin", "^--group-by nowhere.csv: cannot be read .No such file"),
+        (".:kin", "^--group-by .: cannot be read"),
+        ("\0:kin", r"^--group-by \\x00: cannot be read"),
+    ],
+)
+def test_groups_that_are_nowhere(three: xr.Dataset, group_by: str, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        split(three, SplitOptions(folds=2, group_by=group_by))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "flag"),
+    [
+        *(({"test_size": size}, "--test-size") for size in (0, 1, -0.2, 1.5, float("nan"), True, "0.2", [0.2])),
+        *(({"folds": folds}, "--folds") for folds in (1, 0, -3, 2.0, True, "5")),
+        *(({"folds": 2, "seed": seed}, "--seed") for seed in (-1, 1.0, None, "1", False)),
+        *(({"folds": 2, "group_by": name}, "--group-by") for name in ("", 3, ["label"])),
+        ({}, "--seed and --group-by need --test-size or --folds"),
+        ({"seed": 3, "group_by": "label"}, "--seed and --group-by need"),
+    ],
+)
+def test_options_out_of_range(wrong: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ParameterError, match=f"^{flag}"):
+        SplitOptions(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("n", "chosen", "message"),
+    [
+        (0, SplitOptions(folds=2), "^--folds 2: 0 sentences are too few"),
+        (0, SplitOptions(0.5), "^--test-size 0.5: 0 sentences are too few"),
+        (1, SplitOptions(0.5), "1 sentences are too few"),
+        (20, SplitOptions(0.01), "^--test-size 0.01: 20 sentences are too few"),
+        (4, SplitOptions(folds=5), "^--folds 5: 4 sentences are too few"),
+        (4, SplitOptions(folds=10**12), "4 sentences are too few"),
+        (6, SplitOptions(0.5, 4), "^--test-size 0.5 --folds 4: 6 sentences are too few"),
+    ],
+)
+def test_too_few_sentences(n: int, chosen: SplitOptions, message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        split(distinct([0] * n), chosen)
+
+
+def test_a_group_too_large_for_any_split() -> None:
+    texts = [SENTENCE] * 80 + distinct([0] * 20)["text"].values.tolist()
+    ds = dataset(texts, [0, 1] * 50, kind=["a"] * 95 + ["b"] * 5)
+    assert np.count_nonzero(split(ds, SplitOptions(0.2)).train) == 80
+    with pytest.raises(SelectionError, match=r"100 sentences form 21 groups of near-duplicates, and .* holds 80:"):
+        split(ds, SplitOptions(0.5))
+    with pytest.raises(SelectionError, match="form 2 groups of near-duplicates or members of one group"):
+        split(ds, SplitOptions(0.2, group_by="kind"))
+    with pytest.raises(SelectionError, match="--folds 22: .* 21 groups"):
+        split(ds, SplitOptions(folds=22))
