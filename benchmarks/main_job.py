@@ -98,9 +98,9 @@ def measure_warm(store: str, folder: str, runs: str) -> None:
     for name, call in calls.items():
         call(0)
         times = []
-        for run in range(1, 1 + max(5, int(runs))):
+        for i in range(1, 1 + max(5, int(runs))):
             start = time.perf_counter()
-            call(run)
+            call(i)
             times.append(time.perf_counter() - start)
         seconds[name] = median(times)
     print(json.dumps(seconds))
