@@ -257,7 +257,7 @@ def _met(sides: NDArray[np.int64], options: SplitOptions) -> bool:
     if options.test_size is None:
         return True
     off = abs(np.count_nonzero(sides < 0) - len(sides) * options.test_size)
-    return off < 1 or off <= len(sides) * min(options.test_size, 1 - options.test_size) / 2
+    return bool(off < max(1, len(sides) * min(options.test_size, 1 - options.test_size) / 2))
 
 
 def _impossible(units: NDArray[np.int64], options: SplitOptions) -> SelectionError:
