@@ -181,16 +181,19 @@ def _assign(
 ) -> NDArray[np.int64]:
     """Divide rows into parts of given shares, for each label; return the part of each row.
 
-    The largest units first, each goes to the part that lacks most of its labels, counted in pieces of the unit's size.
-    So the last pieces of a label, which fit nowhere exactly, are lacked equally: they even the sizes of the parts.
+    The largest units first, each goes to the part that lacks most of its labels. Lacks are counted in whole rows, so
+    that the last rows of a label, which fit nowhere exactly, even the sizes of the parts; of unequal parts in pieces of
+    the unit's size, because the larger part would get the last piece of every label.
     """
+    unequal = bool(np.ptp(shares))
     part = np.zeros(len(units), np.int64)
     _, label, totals = np.unique(labels, return_inverse=True, return_counts=True)
     lacking, placed, done = np.outer(shares, totals), np.zeros(len(shares)), 0
     for rows in _large_to_small(units, label, rng):
         own, counts = np.unique(label[rows], return_counts=True)
         done += len(rows)
-        fit = (np.ceil(lacking[:, own] / counts - 1e-9) * counts / totals[own]).sum(axis=1)
+        piece = counts if unequal else np.ones_like(counts)
+        fit = (np.ceil(lacking[:, own] / piece - 1e-9) * piece * counts / totals[own]).sum(axis=1)
         lag = shares * done - placed
         chosen = np.lexsort((-lag.round(9), -fit.round(9)))[0]
         lacking[chosen, own] -= counts
