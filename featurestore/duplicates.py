@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ def group_near_duplicates(texts: Sequence[str], similarity: float = SIMILARITY) 
     """Group texts that differ in little more than a word, punctuation or case.
 
     Texts are compared after NFKC and case folding, with one space for everything between words, by the Jaccard
-    similarity of their sets of character 4-grams; who is connected, over others too, is one group (single linkage).
+    similarity of their sets of character 4-grams. Texts connected over others are one group too (single linkage).
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def _normalized(text: str) -> str:
     return " ".join("".join(words).split())
 
 
-def _ngram_sets(texts: Sequence[str] | dict[str, int]) -> list[Ids]:
+def _ngram_sets(texts: Iterable[str]) -> list[Ids]:
     """Number the n-grams by rarity; return each text's in ascending order, at least one."""
     ids: dict[str, int] = {}
     sets = []
@@ -101,11 +101,11 @@ def _ngram_sets(texts: Sequence[str] | dict[str, int]) -> list[Ids]:
         ngrams = dict.fromkeys([padded[i : i + NGRAM] for i in range(max(1, len(padded) - NGRAM + 1))])
         sets.append(np.array([ids.setdefault(ngram, len(ids)) for ngram in ngrams], np.int32))
     counts = np.zeros(len(ids), np.int64)
-    for ngrams_of_text in sets:
-        counts[ngrams_of_text] += 1
+    for numbers in sets:
+        counts[numbers] += 1
     rank = np.empty(len(ids), np.int32)
     rank[np.argsort(counts, kind="stable")] = np.arange(len(ids))
-    return [np.sort(rank[ngrams_of_text]) for ngrams_of_text in sets]
+    return [np.sort(rank[numbers]) for numbers in sets]
 
 
 def _components(sets: list[Ids], similarity: float) -> NDArray[np.int64]:
