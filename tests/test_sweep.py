@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +193,59 @@ def test_an_interrupted_sweep_goes_on(folder: Path, monkeypatch: pytest.MonkeyPa
     done = states(featurestore.sweep(study(folder, output="part")))
     assert done["new"] == N_DATASETS - saved
     assert files(Path("part")) == whole
+
+
+KILLED = """
+import os, signal, sys
+from featurestore import commands, datasets
+
+publish, left = datasets._publish, int(sys.argv.pop(1))
+
+def killing(*arguments):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    publish(*arguments)
+
+datasets._publish = killing
+commands.main()
+"""
+
+
+@pytest.mark.parametrize("saved", [0, 6])
+def test_a_killed_sweep_leaves_whole_datasets_and_goes_on(folder: Path, saved: int) -> None:
+    featurestore.sweep(study(folder, output="whole"))
+    Path("r.yaml").write_text(yaml.safe_dump(study(folder, output="part")))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(saved), "sweep", "r.yaml"], capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    whole, part = files(Path("whole")), files(Path("part"))
+    assert len(part) <= saved
+    assert part.items() <= whole.items()
+    assert states(featurestore.sweep("r.yaml"))["current"] == len(part)
+    assert files(Path("part")) == whole
+
+
+@pytest.mark.parametrize("where", ["scratch", "dataset"])
+def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, where: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    featurestore.ingest(folder, "care.zarr")
+    Path("r.yaml").write_text(yaml.safe_dump(study(folder, stores="care.zarr", output="swept")))
+    if where == "scratch":
+        monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.setattr(os, "fsync", full)
+    result = cli("sweep", "r.yaml")
+    assert result.exit_code == 1
+    assert re.search(
+        r"swept/care\S*: cannot be written or read \(No space left on device\); free some space", result.output
+    )
+    assert files(Path("swept")) == {}
 
 
 def test_several_stores(folder: Path, tmp_path: Path) -> None:
