@@ -15,8 +15,6 @@ from featurestore.sources import Source
 
 logger = logging.getLogger(__name__)
 
-DATASETS = Path("generated_datasets")
-
 PathLike = str | os.PathLike[str]
 
 
@@ -102,4 +100,4 @@ def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite
 
 def default_output(store: PathLike, plan: Plan) -> Path:
     """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its parameters>.npz``."""
-    return DATASETS / Path(store).resolve().stem / plan.file_name
+    return datasets.DATASETS / Path(store).resolve().stem / plan.file_name

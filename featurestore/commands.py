@@ -167,9 +167,9 @@ def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: b
         return
     if recipe is None:
         raise ParameterError("RECIPE: expected a YAML file, found none; see examples/*.yaml")
-    from featurestore import building, reports, sweeping
+    from featurestore import datasets, reports, sweeping
 
-    _target(building.DATASETS)
+    _target(datasets.DATASETS)
     with Progress() as progress:
         done = sweeping.sweep(recipe, dry_run=dry_run, force=force, wait_for_writer=wait, progress=progress)
     click.echo(plain(reports.sweep(done, dry_run)))

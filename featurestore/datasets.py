@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sklearn.preprocessing import FunctionTransformer
 
+DATASETS = Path("generated_datasets")
+"""Where datasets go that are given no other place."""
+
 _WINDOW_BYTES = 1 << 20
 """X is normalized and written in windows of rows that a processor's cache can hold."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore import targets
-from featurestore.datasets import Dataset, load_dataset
+from featurestore.datasets import DATASETS, Dataset, load_dataset
 from featurestore.errors import FeatureStoreError, RecipeError
 from featurestore.nodes import Node, of_python, read_yaml
 from featurestore.plans import Plan, split_options
@@ -29,6 +29,7 @@ MIN_ACTIVE = 5
 PROBLEMS = ("skip", "refuse")
 ALL = "all"
 Methods = tuple[str | None, ...]
+KEYS = ("stores", "datasets", "normalize", "split", "stats_from", "drop_nonfinite", "problems", "min_active", "output")
 SPLIT = ("test_size", "folds", "seed", "group_by")
 TARGET = ("target_layer", "target_feature")
 _LAYERS = Option("layers", Numbers, "", required=False)
@@ -98,7 +99,7 @@ class Recipe:
         Whether sentences with NaN or infinity are left out.
     stats_from : Dataset or None
         That whose normalization is used.
-    output : Path or None
+    output : Path
         Folder, in which each store has its own.
     refuse : bool
         Whether one dataset that nothing can be learned from refuses the recipe; otherwise it is skipped.
@@ -111,7 +112,7 @@ class Recipe:
     split: SplitOptions | None
     drop_nonfinite: bool
     stats_from: Dataset | None
-    output: Path | None
+    output: Path
     refuse: bool
     min_active: int
 
@@ -166,18 +167,7 @@ def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
 
 def _recipe(root: Node) -> Recipe:
-    keys = [
-        "stores",
-        "datasets",
-        "normalize",
-        "split",
-        "stats_from",
-        "drop_nonfinite",
-        "problems",
-        "min_active",
-        "output",
-    ]
-    given = root.mapping(keys, required=("stores", "datasets"))
+    given = root.mapping(KEYS, required=("stores", "datasets"))
     stores = tuple(given["stores"].items())
     for node in stores:
         node.text()
@@ -197,7 +187,7 @@ def _recipe(root: Node) -> Recipe:
         _split(given["split"]) if "split" in given else None,
         "drop_nonfinite" in given and given["drop_nonfinite"].flag(),
         _dataset(given["stats_from"]) if "stats_from" in given else None,
-        Path(given["output"].text()) if "output" in given else None,
+        Path(given["output"].text()) if "output" in given else DATASETS,
         "problems" in given and given["problems"].choice(PROBLEMS) == "refuse",
         min_active,
     )
@@ -215,7 +205,7 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
     has_target = set(TARGET) <= options.keys()
     given = node.mapping(["strategy", *options, *(["targets"] if has_target else []), "normalize"])
     alternatives = {name: node for name, node in given.items() if name in options}
-    first = {name: next(_values(options[name], values, None)) for name, values in alternatives.items()}
+    first = {name: list(_values(options[name], values, None))[0] for name, values in alternatives.items()}
     found = None
     if "targets" in given:
         found = _targets(given["targets"], min_active)

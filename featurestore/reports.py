@@ -53,10 +53,10 @@ def sweep(done: Sweep, dry_run: bool) -> str:
         ]
         lines += table([("dataset", "state", "X", "size"), *rows])
     faults = Counter(f"{planned.store}: {planned.problem}" for planned in done.in_state("unfit"))
-    lines += [f"left out: {fault} ({count} datasets)" for fault, count in faults.items()]
+    lines += [f"left out: {fault} ({_datasets(count)})" for fault, count in faults.items()]
     todo = done.in_state("new", "stale")
     size = sum(planned.n_bytes for planned in todo) / 1e6
-    built = f"{'to build' if dry_run else 'built'} {len(todo)} datasets ({size:,.1f} MB)"
+    built = f"{'to build' if dry_run else 'built'} {_datasets(len(todo))} ({size:,.1f} MB) in {done.output}"
     return "\n".join([*lines, f"{built}, {len(done.in_state('current'))} up to date, {faults.total()} left out"])
 
 
@@ -74,13 +74,17 @@ def datasets(entries: Sequence[Entry], form: str | None) -> str:
         return text.getvalue().rstrip("\n")
     shown = [name for name in COLUMNS if name != "fingerprint" and any(record[name] for record in flat)]
     lines = table([shown, *([record[name] for name in shown] for record in flat)]) if flat else []
-    return "\n".join([*lines, f"{len(entries)} datasets"])
+    return "\n".join([*lines, _datasets(len(entries))])
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align the columns of some rows."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _datasets(n: int) -> str:
+    return f"{n:,} dataset" + "s" * (n != 1)
 
 
 def _cell(value: object) -> str:

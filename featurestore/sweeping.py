@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from featurestore import datasets, preflight
-from featurestore.building import DATASETS
 from featurestore.errors import DatasetError, NpzError, RecipeError, shown
 from featurestore.ingestion import find_store
 from featurestore.plans import Plan
@@ -66,10 +65,13 @@ class Sweep:
         In the order of the recipe, with the state that they had before.
     splits : mapping of str to str
         The leakage report of each store, if there is a split.
+    output : Path
+        Where the datasets are, in a folder for each store.
     """
 
     datasets: tuple[Planned, ...]
     splits: Mapping[str, str]
+    output: Path
 
     def in_state(self, *states: str) -> list[Planned]:
         """Return the datasets that were in one of some states."""
@@ -134,6 +136,7 @@ def sweep(
             for _, item in planned
         ),
         {source.name: divided.report for source in sources if (divided := source.split(study.split))},
+        study.output,
     )
     if problems and study.refuse:
         faults = "\n".join(dict.fromkeys(f"{item.store}: {item.problem}" for item in result.in_state("unfit")))
@@ -162,7 +165,7 @@ def _sources(study: Recipe, wait_for_writer: bool, progress: Progress) -> list[S
 
 def _plan(study: Recipe, source: Source, force: bool) -> Iterator[Planned]:
     for plan in study.plans(source):
-        output = (study.output or DATASETS) / source.name / plan.file_name
+        output = study.output / source.name / plan.file_name
         state = _state(output, source, plan)
         yield Planned(source.name, plan, output, source.shape(plan), "stale" if force and state != "new" else state)
 

@@ -406,4 +406,4 @@ def test_example(recipe: Path, cli: Any) -> None:
         dataset = featurestore.load_dataset(Path("generated_datasets", entry.file))
         assert np.isfinite(dataset.X).all()
     assert yaml.safe_load(recipe.read_text())["stores"]
-    assert f"built 0 datasets (0.0 MB), {len(listed)} up to date" in cli("sweep", recipe).output
+    assert f"built 0 datasets (0.0 MB) in generated_datasets, {len(listed)} up to date" in cli("sweep", recipe).output
