@@ -77,7 +77,7 @@ class Entry:
     def arguments(self, source: Source, split: SplitOptions | None) -> Iterator[dict[str, Any]]:
         """Expand the product, normalizations aside."""
         options = {option.name: option for option in self.strategy.options}
-        values = [list(_values(options[name], node, source)) for name, node in self.alternatives.items()]
+        values = [_values(options[name], node, source) for name, node in self.alternatives.items()]
         found = self.targets.find(source, split) if isinstance(self.targets, Ranking) else self.targets or [{}]
         for target, chosen in product(found, product(*values)):
             yield dict(zip(self.alternatives, chosen, strict=True)) | target
@@ -205,7 +205,7 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
     has_target = set(TARGET) <= options.keys()
     given = node.mapping(["strategy", *options, *(["targets"] if has_target else []), "normalize"])
     alternatives = {name: node for name, node in given.items() if name in options}
-    first = {name: list(_values(options[name], values, None))[0] for name, values in alternatives.items()}
+    first = {name: _values(options[name], values, None)[0] for name, values in alternatives.items()}
     found = None
     if "targets" in given:
         found = _targets(given["targets"], min_active)
@@ -238,19 +238,21 @@ def _split(node: Node) -> SplitOptions | None:
         raise node.error(error) from error
 
 
-def _values(option: Option, node: Node, source: Source | None) -> Iterator[Any]:
+def _values(option: Option, node: Node, source: Source | None) -> list[Any]:
     """Expand the values of an option; without a store, only as far as it takes to check their form."""
+    values: list[Any] = []
     for item in node.items():
         try:
             if item.value == ALL and option.name.endswith(("layer", "layers")):
                 layers = source.layers if source else (0,)
-                yield from layers if option.type is int else [layers]
+                values += layers if option.type is int else [layers]
             elif option.type is int and isinstance(item.value, str):
-                yield from parse_numbers(option.flag, item.value)
+                values += parse_numbers(option.flag, item.value)
             else:
-                yield option.convert(item.value if not isinstance(item.value, list | dict) else item.plain())
+                values.append(option.convert(item.plain()))
         except FeatureStoreError as error:
             raise item.error(error) from error
+    return values
 
 
 def _targets(node: Node, min_active: int) -> Sequence[Target] | Ranking:
@@ -266,7 +268,7 @@ def _targets(node: Node, min_active: int) -> Sequence[Target] | Ranking:
     given = node.mapping(["rank_by", "top", "layers"], required=["rank_by", "top"])
     layers = None
     if "layers" in given and given["layers"].value != ALL:
-        layers = next(_values(_LAYERS, given["layers"], None))
+        layers = _values(_LAYERS, given["layers"], None)[0]
     return Ranking(given["rank_by"].choice(list(targets.RANKINGS)), given["top"].count(), layers, min_active)
 
 
