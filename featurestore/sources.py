@@ -112,8 +112,8 @@ class Source:
 
     def fingerprint(self, plan: Plan) -> str:
         """Identify the dataset that a plan makes of this store."""
-        divided = self.split(plan.split)
-        return fingerprint(plan.parameters, self.digest, divided.groups_digest if divided else "")
+        grouped = plan.split and plan.split.group_by and self.split(plan.split)
+        return fingerprint(plan.parameters, self.digest, grouped.groups_digest if grouped else "")
 
     def shape(self, plan: Plan) -> tuple[int, int]:
         """Return the shape of X before any sentence is dropped, without reading it."""

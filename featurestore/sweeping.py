@@ -64,7 +64,7 @@ class Sweep:
     datasets : tuple of Planned
         In the order of the recipe, with the state that they had before.
     splits : mapping of str to str
-        The leakage report of each store, if there is a split.
+        The leakage report of each store of which not all is up to date, if there is a split.
     output : Path
         Where the datasets are, in a folder for each store.
     """
@@ -135,7 +135,11 @@ def sweep(
             replace(item, state="unfit", problem=problems[item.output]) if item.output in problems else item
             for _, item in planned
         ),
-        {source.name: divided.report for source in sources if (divided := source.split(study.split))},
+        {
+            source.name: divided.report
+            for source in dict.fromkeys(source for source, _ in pending)
+            if (divided := source.split(study.split))
+        },
         study.output,
     )
     if problems and study.refuse:
