@@ -372,7 +372,7 @@ def read_while_written(base: Path, goal: int, unsafe: bool) -> tuple[int, list[o
     with child(append_on, base, stop, unsafe) as (writer, written):
         assert told(written) == "ready"
         with child(read_on, path, goal // 2, 1) as (_, one), child(read_on, path, goal // 2, 2) as (_, two):
-            found = [told(one, 10 * SECONDS), told(two, 10 * SECONDS)]
+            found = [told(one, 30 * SECONDS), told(two, 30 * SECONDS)]
         stop.set()
         n = told(written)
         assert ended(writer) == 0
