@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from featurestore.ingestion import ingest
     from featurestore.inspection import info
-    from featurestore.library import list_datasets
+    from featurestore.library import DatasetEntry, list_datasets
     from featurestore.normalize import Normalization
     from featurestore.reading import open_store
     from featurestore.strategies import Selection, list_strategies, strategy
@@ -48,7 +48,7 @@ _HOMES = {
     ],
     "ingestion": ["ingest"],
     "inspection": ["info"],
-    "library": ["list_datasets"],
+    "library": ["DatasetEntry", "list_datasets"],
     "normalize": ["Normalization"],
     "reading": ["open_store"],
     "strategies": ["Selection", "list_strategies", "strategy"],
@@ -59,6 +59,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Dataset",
+    "DatasetEntry",
     "DatasetError",
     "FeatureStoreError",
     "NonFiniteError",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from featurestore import datasets
+from featurestore import datasets, preflight
 from featurestore.plans import Plan, split_options
+from featurestore.preflight import MIN_ACTIVE
 from featurestore.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -75,24 +75,38 @@ def build(
     StoreError
         If `store` is not a store.
     """
-    split = split_options(test_size, folds, seed, group_by)
-    statistics = None if stats_from is None else datasets.load_dataset(stats_from)
-    plan = Plan.of(strategy, parameters, normalize, drop_nonfinite, split, statistics)
+    plan = plan_of(
+        strategy, parameters, normalize, drop_nonfinite, stats_from,
+        test_size=test_size, folds=folds, seed=seed, group_by=group_by,
+    )  # fmt: skip
     return build_plan(Path(store), plan, None if output is None else datasets.check_output(output), overwrite=overwrite)
+
+
+def plan_of(
+    strategy: str,
+    parameters: Mapping[str, object],
+    normalize: str | None,
+    drop_nonfinite: bool,
+    stats_from: PathLike | None,
+    **split: Any,
+) -> Plan:
+    """Validate the options of `build`, and load the dataset whose statistics are used."""
+    statistics = None if stats_from is None else datasets.load_dataset(stats_from)
+    return Plan.of(strategy, parameters, normalize, drop_nonfinite, split_options(**split), statistics)
 
 
 def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite: bool = False) -> datasets.Dataset:
     """Build the dataset of a validated plan; otherwise as `build`."""
     source = Source(store)
-    source.select(plan)
+    source.check(plan)
     source.read([plan], output and output.parent)
     dataset = source.dataset(plan)
     if divided := source.split(plan.split):
         logger.info("%s", divided.report)
     if n_constant := source.constant_columns(plan):
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.data.shape[1])
-    if np.all(dataset.y == dataset.y[0]):
-        logger.warning("y is constant: %s for all %d sentences", dataset.y[0], len(dataset.y))
+    if fault := preflight.problem(source, plan, MIN_ACTIVE):
+        logger.warning("%s", fault)
     if output is not None:
         dataset.save(output, overwrite=overwrite)
     return dataset

@@ -26,15 +26,15 @@ SPLIT_FLAGS = (
 
 def strategy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add every option that some strategy takes."""
-    takers: dict[str, list[str]] = {}
+    takers: dict[str, dict[str, list[str]]] = {}
     options = {}
     for strategy in list_strategies().values():
         for option in strategy.options:
-            takers.setdefault(option.name, []).append(strategy.name)
+            takers.setdefault(option.name, {}).setdefault(option.help, []).append(strategy.name)
             options[option.name] = option
     for name, option in reversed(options.items()):
         kind = str if option.type == Numbers else option.type
-        text = f"{option.help} [{', '.join(takers[name])}]"
+        text = " ".join(f"{text} [{', '.join(strategies)}]" for text, strategies in takers[name].items())
         command = click.option(option.flag, name, type=kind, help=text, metavar="SPEC" if kind is str else None)(
             command
         )
@@ -130,12 +130,10 @@ def build(
 ) -> None:
     """Build a dataset NPZ from the final tokens of a store."""
     from featurestore import building, ingestion
-    from featurestore.datasets import check_output, load_dataset
-    from featurestore.plans import Plan, split_options
+    from featurestore.datasets import check_output
 
-    split = split_options(test_size, folds, seed, group_by)
-    statistics = load_dataset(stats_from) if stats_from else None
-    plan = Plan.of(strategy, parameters, normalize, drop_nonfinite, split, statistics)
+    split = {"test_size": test_size, "folds": folds, "seed": seed, "group_by": group_by}
+    plan = building.plan_of(strategy, parameters, normalize, drop_nonfinite, stats_from, **split)
     if output:
         check_output(output)
     _target(ingestion.store_path(source))
@@ -155,7 +153,7 @@ def build(
 @click.option("--wait", is_flag=True, help="Wait while another process writes a store.")
 @verbosity
 def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: bool) -> None:
-    """Build all datasets of a RECIPE, a YAML file.
+    """Build all datasets of a RECIPE, a YAML file; folders of sentence NPZs that it names are ingested first.
 
     Each piece of a store is read once for all of them. What is up to date is skipped, so the same command also goes on
     after an interruption.
@@ -171,7 +169,7 @@ def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: b
 
     _target(datasets.DATASETS)
     with Progress() as progress:
-        done = sweeping.sweep(recipe, dry_run=dry_run, force=force, wait_for_writer=wait, progress=progress)
+        done = sweeping.sweep(recipe, dry_run=dry_run, force=force, wait=wait, progress=progress)
     click.echo(plain(reports.sweep(done, dry_run)))
 
 

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DatasetError, NpzError, ParameterError
+from featurestore.errors import DatasetError, NpzError, ParameterError, shown
 from featurestore.normalize import PARAMETERS, Normalization
 from featurestore.npz import Archive
 
@@ -39,6 +39,8 @@ class Columns:
         Raw values.
     rows : ndarray, (n,) int
         Which of their rows, in this order.
+    columns : ndarray, (d,) int, or slice
+        Which of their columns.
     normalization : Normalization, optional
         Applied to what is sliced; without it the values are raw.
     """
@@ -46,19 +48,23 @@ class Columns:
     ndim = 2
 
     def __init__(
-        self, blocks: Sequence[NDArray[Any]], rows: NDArray[np.intp], normalization: Normalization | None = None
+        self,
+        blocks: Sequence[NDArray[Any]],
+        rows: NDArray[np.intp],
+        columns: NDArray[np.intp] | slice = slice(None),
+        normalization: Normalization | None = None,
     ) -> None:
-        self._blocks, self._rows, self._normalization = blocks, rows, normalization
-        self.shape = len(rows), sum(block.shape[1] for block in blocks)
+        self._blocks, self._rows, self._columns, self._normalization = blocks, rows, columns, normalization
+        self.shape = len(rows), len(np.arange(sum(block.shape[1] for block in blocks))[columns])
         self.dtype = np.dtype(np.float32) if normalization else np.result_type(*blocks)
 
     def __getitem__(self, key: slice | tuple[slice, ...]) -> NDArray[Any]:
-        part, *columns = key if isinstance(key, tuple) else (key,)
+        part, *further = key if isinstance(key, tuple) else (key,)
         rows = self._rows[part]
-        values = np.concatenate([block[rows] for block in self._blocks], axis=1)
+        values = np.concatenate([block[rows] for block in self._blocks], axis=1)[:, self._columns]
         if self._normalization:
             values = self._normalization.transform(values)
-        return values[:, *columns]
+        return values[:, *further]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self[:].astype(dtype or self.dtype, copy=False)
@@ -111,9 +117,8 @@ class Dataset:
         """
         from sklearn.preprocessing import FunctionTransformer
 
-        return FunctionTransformer(
-            self.transform, self.inverse, validate=False, check_inverse=False, feature_names_out="one-to-one"
-        )
+        apply, undo = self.normalization.transform, self.normalization.inverse  # which do not hold X
+        return FunctionTransformer(apply, undo, validate=False, check_inverse=False, feature_names_out="one-to-one")
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the dataset, in windows of rows, so that X never has to fit in memory.
@@ -199,15 +204,11 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     """
     path = Path(path)
     with Archive(path) as archive:
-        if "norm_method" not in archive:
-            raise NpzError(f"{path}: is no dataset of featurestore: no array 'norm_method'; check the path")
+        method = _method(archive)
         arrays = {name: archive.array(name, max_bytes=path.stat().st_size) for name in archive.names}
-    method = str(arrays["norm_method"])
-    if method not in PARAMETERS:
-        raise NpzError(f"{path}: norm_method {method!r} is none of {', '.join(PARAMETERS)}; build it again")
-    expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS[method])]
-    if missing := [name for name in expected if name not in arrays]:
-        raise NpzError(f"{path}: is no dataset of featurestore: missing {', '.join(missing)}; build it again")
+    for name in (f"norm_{name}" for name in PARAMETERS[method]):
+        if arrays[name].shape != arrays["X"].shape[1:]:
+            raise NpzError(f"{path}: {name} has shape {arrays[name].shape}, X has {arrays['X'].shape}; build it again")
     return Dataset(
         arrays["X"],
         arrays["y"],
@@ -216,8 +217,16 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     )
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Read what a dataset file says of itself, but neither X nor y; the shape of X is added as `shape`.
+def read_metadata(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read what a dataset file says of itself, but neither X nor y, nor anything that was not asked for.
+
+    Parameters
+    ----------
+    path : path-like
+        A dataset.
+    names : sequence of str
+        Of metadata; those that the file does not have are left out. The shape of X is added as `shape`, the method of
+        the normalization as `normalize`.
 
     Raises
     ------
@@ -226,12 +235,26 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """
     path = Path(path)
     with Archive(path) as archive:
-        if "norm_method" not in archive or "X" not in archive:
-            raise NpzError(f"{path}: is no dataset of featurestore: no array 'norm_method'; check the path")
-        size = path.stat().st_size
-        names = ["norm_method", *(name for name in archive.names if name.startswith("meta_"))]
-        arrays = {name.removeprefix("meta_"): archive.array(name, max_bytes=size) for name in names}
-        return arrays | {"shape": np.array(archive.header("X").shape)}
+        method, size = _method(archive), path.stat().st_size
+        found = [name for name in names if f"meta_{name}" in archive]
+        arrays = {name: archive.array(f"meta_{name}", max_bytes=size) for name in found}
+        return arrays | {"shape": np.array(archive.header("X").shape), "normalize": np.array(method)}
+
+
+def _method(archive: Archive) -> str:
+    """Return the method of normalization of what is a dataset, as far as its directory and headers can tell."""
+    where = shown(archive.path)
+    if "norm_method" not in archive:
+        raise NpzError(f"{where}: is no dataset of featurestore: no array 'norm_method'; check the path")
+    method = str(archive.array("norm_method", max_bytes=4096))
+    if method not in PARAMETERS:
+        raise NpzError(f"{where}: norm_method {method!r} is none of {', '.join(PARAMETERS)}; build it again")
+    expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS[method])]
+    if missing := [name for name in expected if name not in archive]:
+        raise NpzError(f"{where}: is no dataset of featurestore: missing {', '.join(missing)}; build it again")
+    if len(archive.header("X").shape) != 2:
+        raise NpzError(f"{where}: X has shape {archive.header('X').shape}, expected two dims; build it again")
+    return method
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:

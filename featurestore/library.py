@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from featurestore import datasets
-from featurestore.errors import DatasetError, NpzError, StoreError
+from featurestore.errors import DatasetError, NpzError, StoreError, shown
 from featurestore.plans import fingerprint, sentences_digest
 from featurestore.reading import read_coord
 from featurestore.store import read_root
@@ -20,8 +20,20 @@ from featurestore.store import read_root
 logger = logging.getLogger(__name__)
 
 
+_NAMES = [
+    "store",
+    "strategy",
+    "parameters",
+    "input_layers",
+    "target_layer",
+    "target_feature",
+    "groups_digest",
+    "fingerprint",
+]
+
+
 @dataclass(frozen=True)
-class Entry:
+class DatasetEntry:
     """One dataset file.
 
     Attributes
@@ -41,7 +53,8 @@ class Entry:
     split : dict
         Options of the split; empty without one.
     state : str
-        ``"current"``, ``"stale"`` (the store has other sentences now), or ``"unknown"`` (there is no such store).
+        ``"current"``, ``"stale"`` (the store has other sentences now), or ``"unknown"`` (there is no such store). Only
+        sentences are compared: not the files of groups, nor X and y with their checksums.
     fingerprint : str
         Identifies what it was made of.
     """
@@ -60,19 +73,19 @@ class Entry:
     fingerprint: str
 
 
-def list_datasets(folder: str | os.PathLike[str], stores: str | os.PathLike[str] = "stores") -> list[Entry]:
+def list_datasets(folder: str | os.PathLike[str], stores: str | os.PathLike[str] = "stores") -> list[DatasetEntry]:
     """List the datasets below a folder, by what their files say; X and y are not read.
 
     Parameters
     ----------
     folder : path-like
-        Searched with all its folders. Other NPZ files are left out, with a warning.
+        Searched with all its folders. Other NPZ files are left out, with one warning.
     stores : path-like
         Folder of the stores, with which datasets are compared.
 
     Returns
     -------
-    list of Entry
+    list of DatasetEntry
         In the order of their paths.
 
     Raises
@@ -83,50 +96,56 @@ def list_datasets(folder: str | os.PathLike[str], stores: str | os.PathLike[str]
     folder = Path(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: expected a folder of datasets, found none; build some first")
+    if not Path(stores).is_dir():
+        logger.warning("%s: no such folder of stores, so no dataset can be compared with its store", stores)
     digests: dict[str, str | None] = {}
-    entries = []
-    for path in sorted(folder.rglob("*.npz")):
+    entries, foreign = [], []
+    for path in sorted(path for path in folder.rglob("*.npz") if path.is_file()):
         try:
-            recorded = datasets.read_metadata(path)
-        except NpzError as error:
-            logger.warning("left out: %s", error)
-            continue
-        store = str(recorded.get("store", ""))
-        if store not in digests:
-            digests[store] = _digest(Path(stores) / f"{store}.zarr")
-        entries.append(_entry(str(path.relative_to(folder)), recorded, digests[store]))
+            recorded = datasets.read_metadata(path, _NAMES)
+            store = str(recorded.get("store", ""))
+            if store not in digests:
+                digests[store] = _digest(Path(stores), store)
+            entries.append(_entry(str(path.relative_to(folder)), recorded, digests[store]))
+        except (NpzError, ValueError, TypeError, LookupError, AttributeError) as error:
+            foreign.append(f"{shown(path)} ({error})")
+    if foreign:
+        logger.warning("left out %d NPZ files that are no datasets, such as %s", len(foreign), foreign[0])
     return entries
 
 
-def _digest(store: Path) -> str | None:
+def _digest(stores: Path, name: str) -> str | None:
+    store = stores / f"{name}.zarr"
+    if store.parent != stores:
+        return None
     try:
         root = read_root(store)
         indices, digests = (read_coord(store, root, name) for name in ("sentence", "source_digest"))
-    except StoreError:
+    except (StoreError, OSError):
         return None
     order = np.argsort(indices)
     return sentences_digest(indices[order], digests[order])
 
 
-def _entry(file: str, recorded: dict[str, Any], digest: str | None) -> Entry:
+def _entry(file: str, recorded: dict[str, Any], digest: str | None) -> DatasetEntry:
     parameters = str(recorded.get("parameters", "{}"))
     state = "unknown"
     if digest is not None and "fingerprint" in recorded:
         expected = fingerprint(parameters, digest, str(recorded.get("groups_digest", "")))
         state = "current" if expected == str(recorded["fingerprint"]) else "stale"
     rows, columns = recorded["shape"].tolist()
-    layer = recorded.get("target_layer")
-    return Entry(
+    target_layers = np.ravel(recorded.get("target_layer", [])).tolist()
+    return DatasetEntry(
         file,
         str(recorded.get("store", "")),
         str(recorded.get("strategy", "")),
-        str(recorded["norm_method"]),
-        tuple(np.atleast_1d(recorded.get("input_layers", [])).tolist()),
-        None if layer is None else int(np.ravel(layer)[0]),
-        tuple(np.atleast_1d(recorded.get("target_feature", [])).tolist()),
+        str(recorded["normalize"]),
+        tuple(map(int, np.ravel(recorded.get("input_layers", [])))),
+        int(target_layers[0]) if target_layers else None,
+        tuple(map(int, np.ravel(recorded.get("target_feature", [])))),
         rows,
         columns,
-        json.loads(parameters).get("split", {}),
+        dict(json.loads(parameters).get("split", {})),
         state,
         str(recorded.get("fingerprint", "")),
     )

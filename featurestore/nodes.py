@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from featurestore.errors import RecipeError, shown
+from featurestore.errors import FeatureStoreError, RecipeError, shown
 
 _MAX_DEPTH = 8
+_MAX_VALUES = 1_000_000
+_DECIMAL = re.compile(
+    r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?|[-+]?\.[0-9]+|[-+]?\.(inf|nan)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +42,19 @@ class Node:
         """Make the error that says what is wrong here."""
         return RecipeError(f"{self.where}: {problem}")
 
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Say of errors that they are here, unless they have a place already."""
+        try:
+            yield
+        except RecipeError:
+            raise
+        except FeatureStoreError as error:
+            raise self.error(error) from error
+
     def items(self) -> list[Node]:
         """Return the elements of a list; anything else is a list of one."""
-        if self.value == []:
+        if isinstance(self.value, list) and not self.value:
             raise self.error("expected at least one value, found an empty list")
         return self.value if isinstance(self.value, list) else [self]
 
@@ -45,19 +62,20 @@ class Node:
         """Return the values by key, after checking the keys."""
         if not isinstance(self.value, dict):
             raise self.error(f"expected keys ({', '.join(known)}) with values, found {self.plain()!r}")
+        faults = []
         for key, node in self.value.items():
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
                 meant = f"did you mean {close[0]}? " if close else ""
-                raise node.error(f"unknown key; {meant}known here: {', '.join(known)}")
-        for key in required:
-            if key not in self.value:
-                raise self.error(f"the key {key} is missing")
+                faults.append(str(node.error(f"unknown key; {meant}known here: {', '.join(known)}")))
+        faults += [str(self.error(f"the key {key} is missing")) for key in required if key not in self.value]
+        if faults:
+            raise RecipeError("\n".join(faults))
         return self.value
 
     def text(self) -> str:
         """Return a text."""
-        if not isinstance(self.value, str):
+        if not isinstance(self.value, str) or not self.value.isprintable():
             raise self.error(f"expected text, found {self.plain()!r}")
         return self.value
 
@@ -89,6 +107,27 @@ class Node:
         return self.value
 
 
+class Faults:
+    """Collects errors, so that all of them can be reported at once."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    @contextmanager
+    def collected(self, node: Node) -> Iterator[None]:
+        """Go on after an error, which is at `node` if it has no place of its own."""
+        try:
+            with node.located():
+                yield
+        except RecipeError as error:
+            self._lines.append(str(error))
+
+    def check(self) -> None:
+        """Raise what was collected."""
+        if self._lines:
+            raise RecipeError("\n".join(dict.fromkeys(self._lines)))
+
+
 def read_yaml(path: Path) -> Node:
     """Read a YAML file.
 
@@ -97,52 +136,75 @@ def read_yaml(path: Path) -> Node:
     RecipeError
         If it cannot be read, is no YAML, or holds more than plain values.
     """
+    file = shown(path)
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            loader = yaml.SafeLoader(file.read())
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
         tree = loader.get_single_node()
+        if tree is None:
+            raise RecipeError(f"{file}: expected a recipe, found an empty file")
+        return _Reader(loader, file).node(tree, "", 0)
     except OSError as error:
-        raise RecipeError(f"{shown(path)}: cannot be read ({error.strerror})") from error
+        raise RecipeError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{shown(path)}: expected YAML in UTF-8, found something else ({error.reason})") from error
+        raise RecipeError(f"{file}: expected YAML in UTF-8, found something else ({error.reason})") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{shown(path)}:{line}: expected YAML, found {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{shown(path)}: expected YAML, found something else ({error})") from error
-    if tree is None:
-        raise RecipeError(f"{shown(path)}: expected a recipe, found an empty file")
-    return _of_yaml(loader, tree, shown(path), "", 0)
+        raise RecipeError(f"{file}:{line}: is no YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        raise RecipeError(f"{file}: expected YAML, found a special character ({error.reason})") from error
+    except RecursionError as error:
+        raise RecipeError(f"{file}: nested more deeply than any recipe") from error
 
 
-def _of_yaml(loader: yaml.SafeLoader, node: yaml.Node, file: str, key: str, depth: int) -> Node:
-    where = f"{file}:{node.start_mark.line + 1}" + (f": {key}" if key else "")
-    if depth > _MAX_DEPTH:
-        raise RecipeError(f"{where}: nested more deeply than any recipe")
-    value: Any
-    if isinstance(node, yaml.SequenceNode):
-        value = [_of_yaml(loader, item, file, f"{key}[{i}]", depth + 1) for i, item in enumerate(node.value)]
-    elif isinstance(node, yaml.MappingNode):
-        value = {}
+class _Reader:
+    """Turns the nodes of PyYAML into ours."""
+
+    def __init__(self, loader: yaml.SafeLoader, file: str) -> None:
+        self._loader, self._file, self._left = loader, file, _MAX_VALUES
+
+    def node(self, node: yaml.Node, key: str, depth: int) -> Node:
+        where = f"{self._file}:{node.start_mark.line + 1}" + f": {key}" * bool(key)
+        self._left -= 1
+        if depth > _MAX_DEPTH or self._left < 0:  # aliases can make much out of little
+            raise RecipeError(f"{where}: nested more deeply, or longer, than any recipe")
+        if isinstance(node, yaml.SequenceNode):
+            items = [self.node(item, f"{key}[{i}]", depth + 1) for i, item in enumerate(node.value)]
+            return Node(items, where)
+        if isinstance(node, yaml.MappingNode):
+            return Node(self._mapping(node, key, depth), where)
+        return Node(self._scalar(node, where), where)
+
+    def _mapping(self, node: yaml.MappingNode, key: str, depth: int) -> dict[str, Node]:
+        values: dict[str, Node] = {}
         for name, item in node.value:
-            line = name.start_mark.line + 1
-            if name.value in value:
-                raise RecipeError(f"{file}:{line}: {key}: the key {name.value} is there twice")
-            value[name.value] = _of_yaml(loader, item, file, f"{key}.{name.value}".removeprefix("."), depth + 1)
-    else:
+            where = f"{self._file}:{name.start_mark.line + 1}"
+            if not isinstance(name, yaml.ScalarNode):
+                raise RecipeError(f"{where}: expected a word as key, found a list or mapping")
+            full = f"{key}.{name.value}".removeprefix(".")
+            if name.value in values:
+                raise RecipeError(f"{where}: {full} is there twice")
+            values[name.value] = self.node(item, full, depth + 1)
+        return values
+
+    def _scalar(self, node: yaml.Node, where: str) -> Any:
         try:
-            value = loader.construct_object(node)
-        except yaml.YAMLError as error:
+            value = self._loader.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
             raise RecipeError(f"{where}: expected plain values, found {node.tag} {node.value!r}") from error
-    return Node(value, where)
+        # YAML 1.1 reads 010 as octal, and 1:30 in base 60.
+        if isinstance(value, int | float) and not isinstance(value, bool) and not _DECIMAL.fullmatch(node.value):
+            raise RecipeError(f"{where}: expected a plain decimal number, or text in quotes, found {node.value}")
+        return value
 
 
 def of_python(value: Any, key: str = "") -> Node:
     """Make the same of what a YAML file would contain."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if isinstance(value, Mapping):
         value = {str(name): of_python(item, f"{key}.{name}".removeprefix(".")) for name, item in value.items()}
     elif isinstance(value, list | tuple | range):
         value = [of_python(item, f"{key}[{i}]") for i, item in enumerate(value)]
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
-    return Node(value, f"recipe: {key}")
+    return Node(value, "recipe" + f": {key}" * bool(key))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -82,6 +82,10 @@ class Normalization:
         shift, divisor = self._affine
         return (np.asarray(normalized, np.float64) * divisor + shift).astype(np.float32)
 
+    def of(self, columns: NDArray[np.intp] | slice) -> Self:
+        """Return the normalization of some of the columns."""
+        return replace(self, parameters={name: values[columns] for name, values in self.parameters.items()})
+
     @property
     def _affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         first, second = (self.parameters[name] for name in PARAMETERS[self.method])
@@ -157,7 +161,5 @@ def fit(method: str, statistics: Sequence[Statistics]) -> Normalization:
     -------
     Normalization
     """
-    return Normalization(
-        method,
-        {name: np.concatenate([getattr(block, name) for block in statistics]) for name in PARAMETERS[method]},
-    )
+    names = PARAMETERS[method]
+    return Normalization(method, {name: np.concatenate([getattr(one, name) for one in statistics]) for name in names})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,10 +110,10 @@ class Plan:
             words.append("drop-nonfinite")
         if self.stats_from:
             words.append(f"stats-from-{str(self.stats_from.metadata['fingerprint'])[:8]}")
-        name = "_".join(words)
-        if len(name) > _LONGEST_NAME:  # file systems hold 255 bytes
-            digest = hashlib.sha256(self.parameters.encode()).hexdigest()
-            name = f"{name[:_LONGEST_NAME]}..._{digest[:12]}"
+        full = "_".join(words)
+        name = re.sub(r"[^A-Za-z0-9_.,+-]", "-", full)[:_LONGEST_NAME]  # file systems hold 255 bytes
+        if name != full:
+            name += f"..._{hashlib.sha256(self.parameters.encode()).hexdigest()[:12]}"
         return f"{name}.npz"
 
     @property
@@ -141,7 +142,13 @@ def split_options(
     """
     if (test_size, folds, seed, group_by) == (None, None, None, None):
         return None
-    return SplitOptions(test_size, folds, 0 if seed is None else seed, group_by)
+    options = SplitOptions(test_size, folds, 0 if seed is None else seed, group_by)
+    return SplitOptions(  # plain numbers, not numpy's, which JSON does not know
+        None if test_size is None else float(test_size),
+        None if folds is None else int(folds),
+        int(options.seed),
+        group_by,
+    )
 
 
 def fingerprint(parameters: str, store_digest: str, groups_digest: str) -> str:
@@ -154,7 +161,7 @@ def fingerprint(parameters: str, store_digest: str, groups_digest: str) -> str:
     store_digest : str
         `sentences_digest` of all sentences of the store, in the order of their sentence_index.
     groups_digest : str
-        Of the groups that must not be divided, or nothing.
+        Of the groups of ``group_by``, or nothing.
     """
     content = json.dumps([SCHEMA_VERSION, parameters, store_digest, groups_digest])
     return hashlib.sha256(content.encode()).hexdigest()

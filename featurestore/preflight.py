@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from featurestore.plans import Plan
     from featurestore.sources import Source
-    from featurestore.splits import SplitOptions
+    from featurestore.splits import Split
+
+MIN_ACTIVE = 5
+"""A target feature that is active in fewer training sentences is nearly dead, unless another number is given."""
 
 
 def problem(source: Source, plan: Plan, min_active: int) -> str:
@@ -35,30 +38,41 @@ def problem(source: Source, plan: Plan, min_active: int) -> str:
         return f"{n_bad} of {len(finite)} sentences have NaN or infinite values; drop_nonfinite: true leaves them out"
     if n_bad == len(finite):
         return "no sentence has finite values throughout"
-    y, target = source.select(plan).y, source.target(plan)
-    if target.dtype.kind in "iu":
-        return _labels(target[finite], plan.split)
-    columns = target[finite & source.training_rows(plan.split)].reshape(-1, *target.shape[1:2] or (1,))
-    faults = [(i, fault) for i, column in enumerate(columns.T) if (fault := _activations(column, min_active))]
-    return "; ".join(f"{_name(y, i)} is {fault}" for i, fault in faults)
+    y, target, divided = source.select(plan).y, source.target(plan), source.split(plan.split)
+    if y.name == "label":
+        fault = _constant(target[finite])
+        return f"y is {fault}" if fault else (_missing_labels(target, finite, divided) if divided else "")
+    training = target[finite & source.training_rows(plan.split)]
+    if len(training) == 0:
+        return "no training sentence has finite values throughout"
+    columns = training.reshape(len(training), -1).T
+    faults = (_inactive(column, min_active) if y.name == ACTIVATIONS else _constant(column) for column in columns)
+    return "; ".join(f"{_name(y, i)} is {fault}" for i, fault in enumerate(faults) if fault)
 
 
-def _labels(labels: NDArray[Any], split: SplitOptions | None) -> str:
-    values, counts = np.unique(labels, return_counts=True)
-    if len(values) == 1:
-        return f"y is constant: {values[0]} for all {len(labels)} sentences"
-    parts, what = (1, "") if split is None else (split.folds, "folds") if split.folds else (2, "parts")
-    few = [f"{value} ({count})" for value, count in zip(values, counts, strict=True) if count < (parts or 1)]
-    return f"fewer sentences than {parts} {what} with label {', '.join(few)}" if few else ""
+def _constant(column: NDArray[Any]) -> str:
+    return f"constant: {column[0]} in all {len(column)} sentences" if np.all(column == column[0]) else ""
 
 
-def _activations(column: NDArray[Any], min_active: int) -> str:
+def _inactive(column: NDArray[Any], min_active: int) -> str:
     n, active = len(column), int(np.count_nonzero(column))
     if not active:
         return f"dead: active in none of {n} sentences"
-    if np.all(column == column[0]):
-        return f"constant: {column[0]} in all {n} sentences"
-    return f"nearly dead: active in {active} of {n} sentences" if active < min_active else ""
+    return _constant(column) or (f"nearly dead: active in {active} of {n} sentences" if active < min_active else "")
+
+
+def _missing_labels(labels: NDArray[Any], finite: NDArray[np.bool_], divided: Split) -> str:
+    """Say which labels some part lacks: they have fewer sentences, or groups of them, than there are parts."""
+    sides = np.where(divided.train, 0, -1) if divided.fold is None else divided.fold
+    values, counts = np.unique(labels[finite], return_counts=True)
+    faults = []
+    for value, count in zip(values, counts, strict=True):
+        lacking = np.setdiff1d(sides, sides[finite & (labels == value)])
+        if len(lacking):
+            parts = ", ".join("the test part" if side < 0 else f"fold {side}" for side in lacking.tolist())
+            parts = parts if divided.fold is not None or lacking[0] < 0 else "the training part"
+            faults.append(f"label {value} ({count} of {len(finite)} sentences) is missing in {parts}")
+    return "; ".join(faults)
 
 
 def _name(y: xr.DataArray, column: int) -> str:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
+_SENTENCES = 1024
+"""Sentences of a dask chunk where datasets are built: fewer cost more in dask than in reading."""
+
 
 def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
     """Open a store as one labelled, lazy dataset.
@@ -60,12 +63,17 @@ def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
 
 
 def open_chunks(path: Path) -> xr.Dataset:
-    """Open a store as `open_store` does, but with one dask chunk for each that is compressed as one.
+    """Open a store as `open_store` does, but with dask chunks of many sentences, and little of everything else.
 
     For what is known to need few of them: a selection then reads no more than it needs, and two that need the same
     chunk share it, also where dask does not merge selecting with reading.
     """
-    return _open(path, inner_chunk_shape)
+
+    def many_sentences(root: Root, name: str) -> tuple[int, ...]:
+        rows, *rest = inner_chunk_shape(root, name)
+        return rows * max(1, _SENTENCES // rows), *rest
+
+    return _open(path, many_sentences)
 
 
 def _open(path: Path, chunks_of: Callable[[Root, str], tuple[int, ...]]) -> xr.Dataset:

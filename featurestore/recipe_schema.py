@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from featurestore.preflight import MIN_ACTIVE
 from featurestore.ranges import Numbers
-from featurestore.recipes import ALL, MIN_ACTIVE, PROBLEMS, TARGET
+from featurestore.recipes import ALL, PROBLEMS, TARGET
 from featurestore.registry import Option, Strategy
 from featurestore.schema import NORMALIZATIONS
 from featurestore.strategies import list_strategies
@@ -92,7 +93,14 @@ def _targets() -> dict[str, Any]:
         {
             "rank_by": {"enum": list(RANKINGS)},
             "top": _COUNT,
-            "layers": {"anyOf": [_INTEGER, {"type": "string", "pattern": _RANGE}, {"const": ALL}]},
+            "layers": {
+                "anyOf": [
+                    _INTEGER,
+                    {"type": "string", "pattern": _RANGE},
+                    {"const": ALL},
+                    {"type": "array", "items": _INTEGER, "minItems": 1},
+                ]
+            },
         },
         ["rank_by", "top"],
     )

@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from featurestore import targets
 from featurestore.datasets import DATASETS, Dataset, load_dataset
-from featurestore.errors import FeatureStoreError, RecipeError
-from featurestore.nodes import Node, of_python, read_yaml
+from featurestore.nodes import Faults, Node, of_python, read_yaml
 from featurestore.plans import Plan, split_options
+from featurestore.preflight import MIN_ACTIVE
 from featurestore.ranges import Numbers, parse_numbers
 from featurestore.registry import Option, Strategy
 from featurestore.schema import NORMALIZATIONS
 from featurestore.splits import SplitOptions
 from featurestore.strategies import get_strategy
-from featurestore.targets import Target
+from featurestore.targets import RANKINGS, Target, read_ranked
 
 if TYPE_CHECKING:
     from featurestore.sources import Source
 
 MAX_DATASETS = 100_000
-MIN_ACTIVE = 5
 PROBLEMS = ("skip", "refuse")
 ALL = "all"
 Methods = tuple[str | None, ...]
+Located = tuple[Node, Target]
 KEYS = ("stores", "datasets", "normalize", "split", "stats_from", "drop_nonfinite", "problems", "min_active", "output")
 SPLIT = ("test_size", "folds", "seed", "group_by")
 TARGET = ("target_layer", "target_feature")
 _LAYERS = Option("layers", Numbers, "", required=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ranking:
     """The features of a store that rank first."""
 
+    node: Node
     by: str
     top: int
     layers: Numbers | None
     min_active: int
 
-    def find(self, source: Source, split: SplitOptions | None) -> list[Target]:
+    def find(self, source: Source, split: SplitOptions | None) -> list[Located]:
         """Rank the features of a store, by the training rows if there is a split."""
-        rows = source.training_rows(split)
-        return targets.rank(source.ds, self.by, self.layers or source.layers, self.top, rows, self.min_active)
+        with self.node.located():
+            layers = self.layers or source.layers
+            return [(self.node, target) for target in source.rank(self.by, layers, self.top, split, self.min_active)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class Entry:
         What X and y are.
     alternatives : mapping of str to Node
         Values for each option.
-    targets : sequence of Target, Ranking, or None
+    targets : list of (Node, Target), Ranking, or None
         The features to predict, or how to find them, where they are not among the alternatives.
     methods : tuple of str or None
         Normalizations; None stands for the default.
@@ -71,15 +73,18 @@ class Entry:
     node: Node
     strategy: Strategy
     alternatives: Mapping[str, Node]
-    targets: Sequence[Target] | Ranking | None
+    targets: list[Located] | Ranking | None
     methods: Methods
 
     def arguments(self, source: Source, split: SplitOptions | None) -> Iterator[dict[str, Any]]:
         """Expand the product, normalizations aside."""
         options = {option.name: option for option in self.strategy.options}
         values = [_values(options[name], node, source) for name, node in self.alternatives.items()]
-        found = self.targets.find(source, split) if isinstance(self.targets, Ranking) else self.targets or [{}]
-        for target, chosen in product(found, product(*values)):
+        found = self.targets.find(source, split) if isinstance(self.targets, Ranking) else self.targets or []
+        targets = [_checked(node, target, source) for node, target in found] or [{}]
+        if (n := math.prod(map(len, [targets, *values]))) > MAX_DATASETS:
+            raise self.node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
+        for target, chosen in product(targets, product(*values)):
             yield dict(zip(self.alternatives, chosen, strict=True)) | target
 
 
@@ -125,24 +130,16 @@ class Recipe:
             If the store lacks what is asked for, or there are too many datasets; every faulty entry is named.
         """
         plans: dict[str, Plan] = {}
-        errors = []
+        faults = Faults()
         for entry in self.entries:
-            try:
-                for arguments in entry.arguments(source, self.split):
-                    for method in entry.methods:
-                        plan = Plan.of(
-                            entry.strategy.name, arguments, method, self.drop_nonfinite, self.split, self.stats_from
-                        )
-                        source.select(plan)
-                        plans[plan.parameters] = plan
-                        if len(plans) > MAX_DATASETS:
-                            raise entry.node.error(f"more than {MAX_DATASETS:,} datasets; divide the recipe")
-            except RecipeError as error:
-                errors.append(str(error))
-            except FeatureStoreError as error:
-                errors.append(str(entry.node.error(error)))
-        if errors:
-            raise RecipeError("\n".join(errors))
+            with faults.collected(entry.node):
+                for arguments, method in product(entry.arguments(source, self.split), entry.methods):
+                    plan = Plan.of(
+                        entry.strategy.name, arguments, method, self.drop_nonfinite, self.split, self.stats_from
+                    )
+                    source.check(plan)
+                    plans[plan.parameters] = plan
+        faults.check()
         return list(plans.values())
 
 
@@ -161,35 +158,45 @@ def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     Raises
     ------
     RecipeError
-        If it is no recipe; every faulty entry is named, with line and key.
+        If it is no recipe; every fault is named, with line and key.
     """
     return _recipe(of_python(recipe) if isinstance(recipe, Mapping) else read_yaml(Path(recipe)))
 
 
 def _recipe(root: Node) -> Recipe:
     given = root.mapping(KEYS, required=("stores", "datasets"))
-    stores = tuple(given["stores"].items())
-    for node in stores:
-        node.text()
-    methods = _methods(given.get("normalize"), (None,))
-    min_active = given["min_active"].count() if "min_active" in given else MIN_ACTIVE
-    entries, errors = [], []
-    for node in given["datasets"].items():
-        try:
-            entries.append(_entry(node, methods, min_active))
-        except RecipeError as error:
-            errors.append(str(error))
-    if errors:
-        raise RecipeError("\n".join(errors))
+    faults = Faults()
+    methods: Methods = (None,)
+    stores, entries, split, statistics = [], [], None, None
+    output, drop_nonfinite, problems, min_active = DATASETS, False, PROBLEMS[0], MIN_ACTIVE
+    for key, node in given.items():
+        with faults.collected(node):
+            match key:
+                case "stores":
+                    stores = node.items()
+                    for store in stores:
+                        store.text()
+                case "normalize":
+                    methods = _methods(node)
+                case "split":
+                    split = _split(node)
+                case "stats_from":
+                    statistics = load_dataset(node.text())
+                case "drop_nonfinite":
+                    drop_nonfinite = node.flag()
+                case "problems":
+                    problems = node.choice(PROBLEMS)
+                case "min_active":
+                    min_active = node.count()
+                case "output":
+                    output = Path(node.text())
+    with faults.collected(given["datasets"]):
+        for node in given["datasets"].items():
+            with faults.collected(node):
+                entries.append(_entry(node, methods, min_active))
+    faults.check()
     return Recipe(
-        stores,
-        tuple(entries),
-        _split(given["split"]) if "split" in given else None,
-        "drop_nonfinite" in given and given["drop_nonfinite"].flag(),
-        _dataset(given["stats_from"]) if "stats_from" in given else None,
-        Path(given["output"].text()) if "output" in given else DATASETS,
-        "problems" in given and given["problems"].choice(PROBLEMS) == "refuse",
-        min_active,
+        tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems == "refuse", min_active
     )
 
 
@@ -197,79 +204,85 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
     named = node.value.get("strategy") if isinstance(node.value, dict) else None
     if named is None:
         raise node.error("expected a strategy and its options; the key strategy is missing")
-    try:
+    with named.located():
         strategy = get_strategy(named.text())
-    except FeatureStoreError as error:
-        raise named.error(error) from error
     options = {option.name: option for option in strategy.options}
-    has_target = set(TARGET) <= options.keys()
-    given = node.mapping(["strategy", *options, *(["targets"] if has_target else []), "normalize"])
-    alternatives = {name: node for name, node in given.items() if name in options}
-    first = {name: _values(options[name], values, None)[0] for name, values in alternatives.items()}
-    found = None
+    targets = ["targets"] * (set(TARGET) <= options.keys())
+    given = node.mapping(["strategy", *options, *targets, "normalize"])
+    alternatives = {name: item for name, item in given.items() if name in options}
+    faults = Faults()
+    first: dict[str, Any] = {}
+    for name, item in alternatives.items():
+        with faults.collected(item):
+            first[name] = _values(options[name], item, None)[0]
+    found: list[Located] | Ranking | None = None
     if "targets" in given:
-        found = _targets(given["targets"], min_active)
-        if both := [name for name in (*TARGET, "average_l0") if name in alternatives]:
-            raise given["targets"].error(f"targets together with {' and '.join(both)}; name targets in one way")
+        with faults.collected(given["targets"]):
+            found = _targets(given["targets"], min_active)
+            if both := [name for name in (*TARGET, "average_l0") if name in alternatives]:
+                raise given["targets"].error(f"targets together with {' and '.join(both)}; name targets in one way")
         first |= dict.fromkeys(TARGET, 0)
-    try:
+    if "normalize" in given:
+        with faults.collected(given["normalize"]):
+            methods = _methods(given["normalize"])
+    faults.check()
+    with node.located():
         strategy.parameters(first)
-    except FeatureStoreError as error:
-        raise node.error(error) from error
-    return Entry(node, strategy, alternatives, found, _methods(given.get("normalize"), methods))
+    return Entry(node, strategy, alternatives, found, methods)
 
 
-def _methods(node: Node | None, default: Methods) -> Methods:
-    return tuple(item.choice(NORMALIZATIONS) for item in node.items()) if node else default
+def _methods(node: Node) -> Methods:
+    return tuple(item.choice(NORMALIZATIONS) for item in node.items())
 
 
-def _dataset(node: Node) -> Dataset:
-    try:
-        return load_dataset(node.text())
-    except FeatureStoreError as error:
-        raise node.error(error) from error
-
-
-def _split(node: Node) -> SplitOptions | None:
+def _split(node: Node) -> SplitOptions:
     given = node.mapping(SPLIT)
-    try:
-        return split_options(**{name: value.value for name, value in given.items()})
-    except FeatureStoreError as error:
-        raise node.error(error) from error
+    for name, item in given.items():  # each by itself, so that an error has its place
+        with item.located():
+            split_options(**({"test_size": 0.5} | {name: item.plain()}))
+    with node.located():
+        split = split_options(**{name: item.plain() for name, item in given.items()})
+    if split is None:
+        raise node.error("expected test_size, folds or both, found nothing")
+    return split
 
 
 def _values(option: Option, node: Node, source: Source | None) -> list[Any]:
     """Expand the values of an option; without a store, only as far as it takes to check their form."""
     values: list[Any] = []
     for item in node.items():
-        try:
+        with item.located():
             if item.value == ALL and option.name.endswith(("layer", "layers")):
                 layers = source.layers if source else (0,)
-                values += layers if option.type is int else [layers]
+                found: list[Any] = [*layers] if option.type is int else [layers]
             elif option.type is int and isinstance(item.value, str):
-                values += parse_numbers(option.flag, item.value)
+                found = [*parse_numbers(option.flag, item.value)]
             else:
-                values.append(option.convert(item.plain()))
-        except FeatureStoreError as error:
-            raise item.error(error) from error
+                found = [option.convert(item.plain())]
+            if source:
+                for value in found:
+                    source.check_option(option.name, value)
+            values += found
     return values
 
 
-def _targets(node: Node, min_active: int) -> Sequence[Target] | Ranking:
+def _targets(node: Node, min_active: int) -> list[Located] | Ranking:
     """Read the target features of an entry: pairs, the ranking of a file, or one to be made here."""
     if isinstance(node.value, list):
-        return [_pair(pair) for pair in node.items()]
-    if "ranked" in node.mapping(["ranked", "rank_by", "top", "layers"]):
+        return [(pair, _pair(pair)) for pair in node.items()]
+    if not isinstance(node.value, dict):
+        raise node.error(f"expected [layer, feature] pairs, or ranked: FILE.csv, or rank_by, found {node.value!r}")
+    if "ranked" in node.value:
         given = node.mapping(["ranked", "top"])
-        try:
-            return targets.read_ranked(Path(given["ranked"].text()), given["top"].count() if "top" in given else None)
-        except RecipeError as error:
-            raise given["ranked"].error(error) from error
+        top = given["top"].count() if "top" in given else None
+        with given["ranked"].located():
+            return [(given["ranked"], target) for target in read_ranked(Path(given["ranked"].text()), top)]
     given = node.mapping(["rank_by", "top", "layers"], required=["rank_by", "top"])
     layers = None
     if "layers" in given and given["layers"].value != ALL:
-        layers = _values(_LAYERS, given["layers"], None)[0]
-    return Ranking(given["rank_by"].choice(list(targets.RANKINGS)), given["top"].count(), layers, min_active)
+        with given["layers"].located():
+            layers = cast(Numbers, _LAYERS.convert(given["layers"].plain()))
+    return Ranking(node, given["rank_by"].choice(list(RANKINGS)), given["top"].count(), layers, min_active)
 
 
 def _pair(node: Node) -> Target:
@@ -277,3 +290,11 @@ def _pair(node: Node) -> Target:
     if not isinstance(pair, list) or len(pair) not in (2, 3) or any(type(number) is not int for number in pair):
         raise node.error(f"expected [layer, feature], or [layer, feature, average L0], found {pair!r}")
     return dict(zip((*TARGET, "average_l0"), pair, strict=False))
+
+
+def _checked(node: Node, target: Target, source: Source) -> Target:
+    """Check a target, and leave out an average L0 that tells nothing: the layer has but one SAE."""
+    with node.located():
+        source.check_target(**target)
+    several = len(source.average_l0s(target["target_layer"])) > 1
+    return {name: value for name, value in target.items() if several or name != "average_l0"}

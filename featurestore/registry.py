@@ -26,10 +26,13 @@ class Selection:
         Blocks that several datasets have in common, such as one layer, are read once for all of them.
     y : xarray.DataArray
         Dims `sentence`, or `sentence` and one more where there are several targets.
+    densest : int, optional
+        Keep only so many columns of X, those that are not zero in most training rows.
     """
 
     X: xr.DataArray | Sequence[xr.DataArray]
     y: xr.DataArray
+    densest: int | None = None
 
     @property
     def blocks(self) -> tuple[xr.DataArray, ...]:

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
-from featurestore.library import Entry
+from featurestore.errors import shown
+from featurestore.library import DatasetEntry
 from featurestore.ranges import format_numbers
 
 if TYPE_CHECKING:
     from featurestore.inspection import StoreInfo
     from featurestore.sweeping import Sweep
 
-COLUMNS = [field.name for field in fields(Entry)]
+COLUMNS = [field.name for field in fields(DatasetEntry)]
 
 
 def info(info: StoreInfo) -> str:
@@ -60,7 +61,7 @@ def sweep(done: Sweep, dry_run: bool) -> str:
     return "\n".join([*lines, f"{built}, {len(done.in_state('current'))} up to date, {faults.total()} left out"])
 
 
-def datasets(entries: Sequence[Entry], form: str | None) -> str:
+def datasets(entries: Sequence[DatasetEntry], form: str | None) -> str:
     """List datasets as a table, JSON or CSV."""
     records = [asdict(entry) for entry in entries]
     if form == "json":
@@ -95,4 +96,4 @@ def _cell(value: object) -> str:
             return " ".join(f"{name}={item}" for name, item in value.items())
         case None:
             return ""
-    return str(value)
+    return shown(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -18,10 +19,12 @@ from dask.core import flatten
 from featurestore import normalize, splits
 from featurestore.datasets import Columns, Dataset
 from featurestore.errors import DatasetError, NonFiniteError, SelectionError
-from featurestore.normalize import Normalization, Statistics
+from featurestore.normalize import Statistics
 from featurestore.plans import Plan, fingerprint, sentences_digest
 from featurestore.reading import open_chunks
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS, SCHEMA_VERSION, __version__
+from featurestore.strategies import check_feature, sae_position, sae_positions
+from featurestore.targets import Target, rank
 
 if TYPE_CHECKING:
     from featurestore.registry import Selection
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 logger = logging.getLogger(__name__)
+
+_WINDOW = 1024
 
 IN_MEMORY_BYTES = 256 << 20
 """Raw inputs up to this size are kept in memory while datasets are built from them; larger ones in a scratch file."""
@@ -74,8 +79,10 @@ class Source:
         self._targets: dict[str, Array] = {}
         self._raw: dict[str, Array] = {}
         self._finite: dict[str, Array] = {}
+        self._warned: set[str] = set()
+        self._rankings: dict[tuple[Any, ...], list[Target]] = {}
         self._splits: dict[SplitOptions, Split] = {}
-        self._statistics: dict[tuple[str, bytes], Statistics] = {}
+        self._statistics: dict[tuple[str, str], Statistics] = {}
 
     @property
     def name(self) -> str:
@@ -92,17 +99,81 @@ class Source:
         """
         return self._selected(plan)[0]
 
+    def check(self, plan: Plan) -> None:
+        """Check a plan against the store, without reading what is to be built.
+
+        Raises
+        ------
+        SelectionError
+            If the store lacks what is asked for.
+        DatasetError
+            If the statistics of another dataset are of another input.
+        """
+        inputs = self._inputs(plan)
+        if plan.stats_from is None:
+            return
+        if plan.arguments.get("densest"):
+            inputs["input_features"] = plan.stats_from.metadata.get("input_features")  # not known before reading
+        _check_statistics(plan.stats_from, inputs)
+        self._warn_of_test_rows(plan.stats_from, plan.split)
+
     @property
     def layers(self) -> tuple[int, ...]:
         """Its layers, each once."""
         return tuple(dict.fromkeys(self.ds["layer"].values.tolist()))
 
+    def average_l0s(self, layer: int) -> list[int]:
+        """Return the average L0 of each SAE of a layer."""
+        return [int(self.ds["average_l0"].values[position]) for position in sae_positions(self.ds, layer)]
+
+    def check_option(self, name: str, value: Any) -> None:
+        """Check a value of an option that names layers or features by its usual ending.
+
+        Raises
+        ------
+        SelectionError
+            If the store lacks it.
+        """
+        numbers = value if isinstance(value, tuple) else (value,)
+        if name.endswith(("layer", "layers")):
+            for number in numbers:
+                sae_positions(self.ds, number)
+        elif name.endswith(("feature", "features")):
+            for number in numbers:
+                check_feature(self.ds, number)
+
+    def check_target(self, target_layer: int, target_feature: int, average_l0: int | None = None) -> None:
+        """Check a feature; raises SelectionError if the store lacks it, or the layer has several SAEs."""
+        sae_position(self.ds, target_layer, average_l0)
+        check_feature(self.ds, target_feature)
+
+    def rank(
+        self, by: str, layers: Sequence[int], top: int, split: SplitOptions | None, min_active: int
+    ) -> list[Target]:
+        """Find the features that rank first in the training rows (see `featurestore.targets.rank`); once for all."""
+        key = (by, tuple(layers), top, split, min_active)
+        if key not in self._rankings:
+            rows = self.training_rows(split)
+            self._rankings[key] = rank(self.ds, by, layers, top, rows, min_active)
+        return self._rankings[key]
+
     def split(self, options: SplitOptions | None) -> Split | None:
-        """Return how the sentences are divided, if they are."""
+        """Return how the sentences are divided, if they are.
+
+        Raises
+        ------
+        SelectionError
+            If they cannot be divided so.
+        ParameterError
+            If the groups are missing or unreadable.
+        """
         if options is None:
             return None
         if options not in self._splits:
-            self._splits[options] = splits.split(self.ds, options)
+            try:
+                self._splits[options] = splits.split(self.ds, options)
+            except SelectionError as error:
+                raise SelectionError(f"{self.path}: {error}") from None
         return self._splits[options]
 
     def training_rows(self, options: SplitOptions | None) -> Array:
@@ -117,10 +188,11 @@ class Source:
 
     def shape(self, plan: Plan) -> tuple[int, int]:
         """Return the shape of X before any sentence is dropped, without reading it."""
-        return len(self.sentences), sum(block.shape[1] for block in self._blocks([plan]).values())
+        width = sum(block.shape[1] for block in self._blocks([plan]).values())
+        return len(self.sentences), self.select(plan).densest or width
 
     def probe(self, plans: Iterable[Plan]) -> None:
-        """Read y of all plans, each chunk once, and of X what may not be finite, as far as ingest has seen it."""
+        """Read y of all plans, each chunk once; of X only chunks in which ingest has seen non-finite values."""
         plans = list(plans)
         targets = {(y := self._y(plan)).name: y for plan in plans}
         targets = {name: y for name, y in targets.items() if name not in self._targets}
@@ -189,34 +261,51 @@ class Source:
         """
         rows, dropped = self._rows(plan)
         divided = self.split(plan.split)
-        selection = self.select(plan)
-        names = list(self._blocks([plan]))
-        y = self.target(plan)[rows]
-        metadata = self._metadata(plan, selection, rows, dropped)
+        training = rows[self.training_rows(plan.split)[rows]]
+        blocks = [self._raw[name] for name in self._blocks([plan])]
+        columns = self._densest(plan, training)
+        if plan.stats_from:
+            fitted = plan.stats_from.normalization
+        elif len(training) == 0:
+            raise SelectionError(f"{self.path}: no training sentence is left to fit the normalization")
+        else:
+            fitted = normalize.fit(plan.normalize, self._measured(plan, training)).of(columns)
+        metadata = self._metadata(plan, rows, dropped, columns)
         if plan.stats_from:
             _check_statistics(plan.stats_from, metadata)
-            fitted = plan.stats_from.normalization
-        else:
-            training = rows[self.training_rows(plan.split)[rows]]
-            if len(training) == 0:
-                raise SelectionError(f"{self.path}: no training sentence is left to fit the normalization")
-            fitted = self._fit(plan.normalize, names, training)
         if divided:
             metadata |= {"split": np.where(divided.train[rows], "train", "test")}
-            metadata |= {"near_duplicates_across": np.array(divided.across), "groups_digest": divided.groups_digest}
+            metadata |= {"near_duplicates_across": divided.across, "groups_digest": divided.groups_digest}
             if divided.fold is not None:
                 metadata |= {"fold": divided.fold[rows]}
+        y = self.target(plan)[rows]
         return Dataset(
-            Columns([self._raw[name] for name in names], rows, fitted),
+            Columns(blocks, rows, columns, fitted),
             y.astype(np.int64 if y.dtype.kind in "iu" else np.float32),
             {name: np.asarray(value) for name, value in metadata.items()},
             fitted,
         )
 
     def constant_columns(self, plan: Plan) -> int:
-        """Count the columns of X that are constant, as far as they were measured to make a dataset."""
-        measured = [found for (name, _), found in self._statistics.items() if name in self._blocks([plan])]
-        return sum(int(np.count_nonzero(found.min == found.max)) for found in measured)
+        """Count the columns of X that are constant in the rows on which the normalization of a dataset was fitted."""
+        if plan.normalize == "none" or plan.stats_from:
+            return 0
+        rows, _ = self._rows(plan)
+        training = rows[self.training_rows(plan.split)[rows]]
+        constant = np.concatenate([found.min == found.max for found in self._measured(plan, training)])
+        return int(np.count_nonzero(constant[self._densest(plan, training)]))
+
+    def _warn_of_test_rows(self, other: Dataset, options: SplitOptions | None) -> None:
+        divided = self.split(options)
+        if divided is None or other.metadata["store_digest"] != self.digest:
+            return
+        theirs = other.metadata["sentence_indices"]
+        theirs = theirs[other.metadata.get("split", np.full(len(theirs), "train")) == "train"]
+        test = self.sentences[~divided.train]
+        found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
+        if np.isin(test, theirs).any() and found not in self._warned:
+            self._warned.add(found)
+            logger.warning("--stats-from: %s", found)
 
     def _y(self, plan: Plan) -> da.Array:
         y: da.Array = da.asarray(self.select(plan).y.data)
@@ -256,28 +345,41 @@ class Source:
         rows: Array = self._order[finite[self._order]]
         return rows, bad
 
-    def _fit(self, method: str, names: Sequence[str], rows: Array) -> Normalization:
-        if method == "none":
-            return normalize.fit(method, [])
-        keys = [(name, rows.tobytes()) for name in names]
+    def _measured(self, plan: Plan, rows: Array) -> list[Statistics]:
+        """Return the statistics of each block of X, each computed once for all plans that share it and the rows."""
+        if plan.normalize == "none":
+            return []
+        digest = hashlib.sha256(rows).hexdigest()
+        keys = [(name, digest) for name in self._blocks([plan])]
         missing = [key for key in keys if key not in self._statistics]
         columns = [Columns([self._raw[name]], rows) for name, _ in missing]
         self._statistics |= zip(missing, normalize.measure(columns), strict=True)
-        return normalize.fit(method, [self._statistics[key] for key in keys])
+        return [self._statistics[key] for key in keys]
 
-    def _metadata(self, plan: Plan, selection: Selection, rows: Array, dropped: Array) -> dict[str, Any]:
-        blocks, y = selection.blocks, selection.y
-        layers = [block["layer"].values for block in blocks if block.name != EMBEDDINGS and "layer" in block.coords]
+    def _densest(self, plan: Plan, rows: Array) -> Array | slice:
+        """Return the columns to keep, in their order: of equally dense ones the first."""
+        selection = self.select(plan)
+        if selection.densest is None:
+            return slice(None)
+        if plan.stats_from:  # those that it has statistics of
+            return np.isin(selection.blocks[0]["feature"].values, plan.stats_from.metadata["input_features"]).nonzero()[
+                0
+            ]
+        blocks = Columns([self._raw[name] for name in self._blocks([plan])], rows)
+        windows = (blocks[start : start + _WINDOW] for start in range(0, len(rows), _WINDOW))
+        counts = sum(np.count_nonzero(window, axis=0) for window in windows)
+        return np.sort(np.argsort(-counts, kind="stable")[: selection.densest])
+
+    def _metadata(self, plan: Plan, rows: Array, dropped: Array, columns: Array | slice) -> dict[str, Any]:
+        y = self.select(plan).y
         metadata: dict[str, Any] = {
             "strategy": plan.strategy.name,
-            "input_source": blocks[0].name,
-            "input_layers": np.hstack(layers) if layers else np.array([], np.int64),
-            "input_dims": self.shape(plan)[1],
+            **self._inputs(plan),
             "n_samples": len(rows),
             "sentence_indices": self.sentences[rows],
         }
-        if blocks[0].name == ACTIVATIONS:
-            metadata["input_features"] = blocks[0]["feature"].values
+        if "input_features" in metadata:
+            metadata["input_features"] = metadata["input_features"][columns]
         if y.name == ACTIVATIONS:
             metadata |= {
                 "target_layer": y["layer"].values,
@@ -296,6 +398,22 @@ class Source:
             else self.digest,
             "dropped_sentence_indices": dropped,
         }
+
+    def _inputs(self, plan: Plan) -> dict[str, Any]:
+        """Say what X is, as far as it is known without reading it."""
+        blocks = self.select(plan).blocks
+        layers = [block["layer"].values for block in blocks if block.name != EMBEDDINGS and "layer" in block.coords]
+        inputs = {
+            "input_source": blocks[0].name,
+            "input_layers": np.hstack(layers) if layers else np.array([], np.int64),
+            "input_dims": self.shape(plan)[1],
+        }
+        if blocks[0].name == ACTIVATIONS:
+            inputs |= {
+                "input_average_l0": blocks[0]["average_l0"].values,
+                "input_features": blocks[0]["feature"].values,
+            }
+        return inputs
 
 
 class _Input:
@@ -334,9 +452,9 @@ def _only_what_is_needed() -> Any:
     return configured(array_optimize=lambda graph, keys, **_: graph.cull(set(flatten(keys))))
 
 
-def _check_statistics(other: Dataset, metadata: dict[str, Any]) -> None:
-    for name in ("input_source", "input_layers", "input_features", "input_dims"):
-        theirs, ours = other.metadata.get(name), metadata.get(name)
+def _check_statistics(other: Dataset, inputs: dict[str, Any]) -> None:
+    for name in ("input_source", "input_layers", "input_average_l0", "input_dims", "input_features"):
+        theirs, ours = other.metadata.get(name), inputs.get(name)
         if not np.array_equal(theirs, ours):  # type: ignore[arg-type]
             raise DatasetError(
                 f"--stats-from: its X has {name} {theirs}, this one has {ours}; choose statistics of the same input"

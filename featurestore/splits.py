@@ -155,9 +155,15 @@ def split(ds: xr.Dataset, options: SplitOptions) -> Split:
         duplicate_groups=len(np.unique(near[duplicates])),
         duplicates=int(np.count_nonzero(duplicates)),
         across=int(np.count_nonzero(_torn(near, sides) | _torn(groups, sides))),
-        across_if_ignored=int(np.count_nonzero(_torn(near, _sides(*_divide(groups, label, options))))),
+        across_if_ignored=_torn_if_ignored(near, groups, label, options) if duplicates.any() else 0,
         groups_digest="" if options.group_by is None else _digest(sentence.tolist(), named),
     )
+
+
+def _torn_if_ignored(
+    near: NDArray[np.int64], groups: NDArray[np.int64], label: NDArray[np.int64], options: SplitOptions
+) -> int:
+    return int(np.count_nonzero(_torn(near, _sides(*_divide(groups, label, options)))))
 
 
 def _divide(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Selection",
     "activation_to_concept",
-    "densest_features",
+    "check_feature",
     "embedding_to_concept",
     "embedding_to_feature",
     "final",
@@ -94,11 +94,14 @@ def activation_to_concept(
     *,
     layer: Annotated[int, "Layer of the SAE whose activations are X."],
     average_l0: Annotated[int | None, "Which SAE of the layer, by its average L0, where it has several."] = None,
-    densest: Annotated[int | None, "Only so many features: those active in most sentences."] = None,
+    densest: Annotated[int | None, "Only so many features: those active in most training sentences."] = None,
 ) -> Selection:
     """Predict the concept label from the activations of all SAE features of a layer, or of the densest."""
-    activations = final(ds[ACTIVATIONS], layer=sae_position(ds, layer, average_l0))
-    return Selection(X=activations if densest is None else densest_features(activations, densest), y=ds["label"])
+    if densest is not None and not 0 < densest <= ds.sizes["feature"]:
+        raise SelectionError(f"has {ds.sizes['feature']} features, found --densest {densest}: ask for 1 to that many")
+    return Selection(
+        X=final(ds[ACTIVATIONS], layer=sae_position(ds, layer, average_l0)), y=ds["label"], densest=densest
+    )
 
 
 @strategy("hidden-to-features")
@@ -175,34 +178,14 @@ def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: int |
         If the layer, the feature or the SAE is not in the store, or the layer has several SAEs and none was chosen.
     """
     position = sae_position(ds, layer, average_l0)
-    if not 0 <= feature < ds.sizes["feature"]:
-        raise SelectionError(f"has no feature {feature}: choose from 0-{ds.sizes['feature'] - 1}")
+    check_feature(ds, feature)
     return final(ds[ACTIVATIONS], layer=position, feature=feature)
 
 
-def densest_features(activations: xr.DataArray, k: int) -> xr.DataArray:
-    """Select the features that are active in most sentences, in their usual order.
-
-    Reads all activations once to count; the result is lazy.
-
-    Parameters
-    ----------
-    activations : xarray.DataArray, (sentence, feature)
-        Of one SAE.
-    k : int
-        How many features; of equally dense ones those that come first.
-
-    Raises
-    ------
-    SelectionError
-        If there are fewer.
-    """
-    if not 0 < k <= activations.sizes["feature"]:
-        raise SelectionError(
-            f"has {activations.sizes['feature']} features, found --densest {k}: ask for 1 to that many"
-        )
-    counts = (activations != 0).sum("sentence").values
-    return activations.isel(feature=sorted((-counts).argsort(kind="stable")[:k]))
+def check_feature(ds: xr.Dataset, feature: int) -> None:
+    """Raise SelectionError if a store has no such feature."""
+    if not 0 <= feature < ds.sizes["feature"]:
+        raise SelectionError(f"has no feature {feature}: choose from 0-{ds.sizes['feature'] - 1}")
 
 
 def sae_position(ds: xr.Dataset, layer: int, average_l0: int | None) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from featurestore.recipes import Recipe, load_recipe
 from featurestore.sources import Source
 
 Progress = Callable[[str, int, int], None]
+
+logger = logging.getLogger(__name__)
 
 _WORKERS = min(4, os.cpu_count() or 1)
 
@@ -83,7 +87,7 @@ def sweep(
     *,
     dry_run: bool = False,
     force: bool = False,
-    wait_for_writer: bool = False,
+    wait: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Sweep:
     """Build all datasets of a recipe.
@@ -102,7 +106,7 @@ def sweep(
         Check and list only. Targets are read, X is not.
     force : bool
         Build again what is up to date, and replace files that hold something else.
-    wait_for_writer : bool
+    wait : bool
         Wait while another process writes a store, instead of raising.
     progress : callable
         Called as ``progress(what, done, total)``, in MB read and written.
@@ -119,22 +123,14 @@ def sweep(
         If an output exists that is not an earlier state of the same dataset, and `force` is false.
     """
     study = load_recipe(recipe)
-    sources = _sources(study, wait_for_writer, progress)
+    sources = _sources(study, wait, progress)
     planned = [(source, item) for source in sources for item in _plan(study, source, force)]
     _check_outputs([item for _, item in planned])
     pending = [(source, item) for source, item in planned if item.state != "current"]
     for source in sources:
         source.probe(item.plan for owner, item in pending if owner is source)
-    problems = {
-        item.output: found
-        for source, item in pending
-        if (found := preflight.problem(source, item.plan, study.min_active))
-    }
     result = Sweep(
-        tuple(
-            replace(item, state="unfit", problem=problems[item.output]) if item.output in problems else item
-            for _, item in planned
-        ),
+        tuple(_judged(item, source, study.min_active) for source, item in planned),
         {
             source.name: divided.report
             for source in dict.fromkeys(source for source, _ in pending)
@@ -142,25 +138,38 @@ def sweep(
         },
         study.output,
     )
-    if problems and study.refuse:
-        faults = "\n".join(dict.fromkeys(f"{item.store}: {item.problem}" for item in result.in_state("unfit")))
-        raise RecipeError(
-            f"{len(problems)} of {len(planned)} datasets are unfit; leave them out with problems: skip\n{faults}"
-        )
-    if not dry_run:
-        todo = result.in_state("new", "stale")
-        shares = [(source, [item for item in todo if item.store == source.name]) for source in sources]
-        to_read = sum(source.n_bytes(item.plan for item in share) for source, share in shares)
-        meter = _Meter(progress, to_read + sum(item.n_bytes for item in todo))
-        for source, share in shares:
-            _build(source, share, meter)
-    return result
+    _check_fitness(result.datasets, study.refuse)
+    if dry_run:
+        return result
+    todo = result.in_state("new", "stale")
+    shares = [(source, [item for item in todo if item.store == source.name]) for source in sources]
+    to_read = sum(source.n_bytes(item.plan for item in share) for source, share in shares)
+    meter = _Meter(progress, to_read + sum(item.n_bytes for item in todo))
+    late: dict[Path, Planned] = {}
+    for source, share in shares:
+        late |= _build(source, share, study, meter)
+    return replace(result, datasets=tuple(late.get(item.output, item) for item in result.datasets))
 
 
-def _sources(study: Recipe, wait_for_writer: bool, progress: Progress) -> list[Source]:
+def _judged(item: Planned, source: Source, min_active: int) -> Planned:
+    """Mark a dataset that is to be built, but is unfit as far as it has been read."""
+    fault = "" if item.state == "current" else preflight.problem(source, item.plan, min_active)
+    return replace(item, state="unfit", problem=fault) if fault else item
+
+
+def _check_fitness(planned: Sequence[Planned], refuse: bool) -> None:
+    unfit = [item for item in planned if item.state == "unfit"]
+    if unfit and refuse:
+        faults = "\n".join(dict.fromkeys(f"{item.store}: {item.problem}" for item in unfit))
+        found = f"{len(unfit)} of {len(planned)} datasets are unfit; leave them out with problems: skip"
+        raise RecipeError(f"{found}\n{faults}")
+
+
+def _sources(study: Recipe, wait: bool, progress: Progress) -> list[Source]:
     sources: dict[str, Source] = {}
     for node in study.stores:
-        source = Source(find_store(node.text(), wait=wait_for_writer, progress=progress))
+        with node.located():
+            source = Source(find_store(node.text(), wait=wait, progress=progress))
         if source.name in sources:
             raise node.error(f"a second store of the name {source.name}, whose datasets would have the same names")
         sources[source.name] = source
@@ -178,16 +187,20 @@ def _state(output: Path, source: Source, plan: Plan) -> str:
     if not output.exists():
         return "new"
     try:
-        recorded = datasets.read_metadata(output)
+        recorded = datasets.read_metadata(output, ["fingerprint", "parameters", "store", "store_digest"])
     except NpzError:
         return "other"
     if str(recorded.get("fingerprint")) == source.fingerprint(plan):
         return "current"
     same = str(recorded.get("parameters")) == plan.parameters and str(recorded.get("store")) == source.name
-    return "stale" if same else "other"
+    return "stale" if same and str(recorded.get("store_digest")) != source.digest else "other"
 
 
 def _check_outputs(planned: Sequence[Planned]) -> None:
+    for folder in {item.output.parent for item in planned}:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            raise DatasetError(f"{there}: expected a folder for datasets, found a file; choose another output")
     if others := [shown(item.output) for item in planned if item.state == "other"]:
         some = "\n".join([*others[:10], *(["..."] if len(others) > 10 else [])])
         raise DatasetError(
@@ -195,30 +208,41 @@ def _check_outputs(planned: Sequence[Planned]) -> None:
         )
 
 
-def _build(source: Source, planned: Sequence[Planned], meter: _Meter) -> None:
-    """Read what the datasets of one store need, then write them side by side, a few at a time."""
+def _build(source: Source, planned: Sequence[Planned], study: Recipe, meter: _Meter) -> dict[Path, Planned]:
+    """Read what the datasets of one store need, then write them side by side, a few at a time.
+
+    Returns those that turned out to be unfit only now: where a strategy makes values that are not finite.
+    """
     if not planned:
-        return
+        return {}
     source.read([item.plan for item in planned], planned[0].output.parent, meter.add)
+    judged = [_judged(item, source, study.min_active) for item in planned]
+    _check_fitness(judged, study.refuse)
     writing: dict[Future[Path], Planned] = {}
+    n_constant = 0
 
     def settle(left: int) -> None:
         while len(writing) > left:
-            for future in wait(writing, return_when=FIRST_COMPLETED).done:
+            for future in wait_for(writing, return_when=FIRST_COMPLETED).done:
                 future.result()
                 meter.add(writing.pop(future).n_bytes)
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
-            for item in planned:
-                settle(2 * _WORKERS)
-                dataset = source.dataset(item.plan)
-                writing[pool.submit(dataset.save, item.output, overwrite=item.state == "stale")] = item
+            for item in judged:
+                if item.state != "unfit":
+                    settle(2 * _WORKERS)
+                    dataset = source.dataset(item.plan)
+                    n_constant += source.constant_columns(item.plan) > 0
+                    writing[pool.submit(dataset.save, item.output, overwrite=item.state == "stale")] = item
             settle(0)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if n_constant:
+        logger.warning("%s: %d datasets have constant columns of X, which come out as 0", source.name, n_constant)
     source.forget()
+    return {item.output: item for item in judged if item.state == "unfit"}
 
 
 class _Meter:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import RecipeError, SelectionError, shown
+from featurestore.errors import ParameterError, SelectionError, shown
 from featurestore.ranges import integer
 from featurestore.schema import ACTIVATIONS
 from featurestore.strategies import final, sae_positions
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Target = dict[str, int]
 """A feature, as options of a strategy: target_layer, target_feature, average_l0."""
+
+_ROWS = 64
+"""Rows of a chunk that are counted at once, so that their copies stay small."""
 
 _COLUMNS = {"target_layer": "layer", "target_feature": "feature_id", "average_l0": "average_l0"}
 
@@ -37,16 +40,16 @@ def read_ranked(path: Path, top: int | None) -> list[Target]:
 
     Raises
     ------
-    RecipeError
+    ParameterError
         If a column is missing, or a row is unreadable, there twice, or missing.
     """
     targets: dict[tuple[int, ...], Target] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, skipinitialspace=True)
             if missing := [name for name in _COLUMNS.values() if name not in (reader.fieldnames or ())]:
                 found = ", ".join(map(shown, reader.fieldnames or ())) or "none"
-                raise RecipeError(f"{shown(path)}: expected the columns {', '.join(missing)}, found {found}")
+                raise ParameterError(f"{shown(path)}: expected the columns {', '.join(missing)}, found {found}")
             for row in reader:
                 if len(targets) == top:
                     break
@@ -54,11 +57,11 @@ def read_ranked(path: Path, top: int | None) -> list[Target]:
                 target = {name: _number(where, column, row[column]) for name, column in _COLUMNS.items()}
                 targets.setdefault(tuple(target.values()), target)
     except OSError as error:
-        raise RecipeError(f"{shown(path)}: cannot be read ({error.strerror})") from error
+        raise ParameterError(f"{shown(path)}: cannot be read ({error.strerror})") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise RecipeError(f"{shown(path)}: expected a CSV file in UTF-8, found something else ({error})") from error
+        raise ParameterError(f"{shown(path)}: expected a CSV file in UTF-8, found something else ({error})") from error
     if len(targets) < (top or 1):
-        raise RecipeError(f"{shown(path)}: expected at least {top or 1} features, found {len(targets)}")
+        raise ParameterError(f"{shown(path)}: expected at least {top or 1} features, found {len(targets)}")
     return list(targets.values())
 
 
@@ -67,13 +70,14 @@ def _number(where: str, column: str, text: str | None) -> int:
         number = float(text or "")
         return integer(column, int(number) if number.is_integer() else text)
     except (ValueError, TypeError) as error:
-        raise RecipeError(f"{where}: {column}: expected an integer, found {text!r}") from error
+        raise ParameterError(f"{where}: {column}: expected an integer, found {text!r}") from error
 
 
 def _by_label(n: int, moments: NDArray[np.float64]) -> NDArray[np.float64]:
     _, total, squares, products = moments
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scores: NDArray[np.float64] = np.abs(products) / np.sqrt(squares - total**2 / n)
+    variance = squares - total**2 / n
+    variance[variance <= 1e-9 * squares] = np.nan  # constant, but for rounding
+    scores: NDArray[np.float64] = np.abs(products) / np.sqrt(variance)
     return scores
 
 
@@ -106,20 +110,23 @@ def rank(
     top : int
         How many features.
     rows : ndarray, (sentence,) bool
-        The sentences that count: with a split, the training rows alone.
+        The sentences that count: with a split, the training rows alone. Those with values that are not finite do not.
     min_active : int
         Features that are active in fewer sentences are left out.
 
     Raises
     ------
     SelectionError
-        If a layer is not in the store, or there are fewer features.
+        If a layer is not in the store, there are fewer features, or there is but one label to tell apart.
     """
     import dask.array as da
     from dask.base import compute
 
     positions = [position for layer in layers for position in sae_positions(ds, layer)]
+    rows = rows & (ds["n_nonfinite"].values == 0)
     labels = ds["label"].values.astype(np.float64)
+    if by == "label" and len(np.unique(labels[rows])) < 2:
+        raise SelectionError("has but one label in the training sentences, so no feature can be ranked by it")
     labels = np.where(rows, labels - labels[rows].mean(), np.nan)[:, None]
     moments = compute(
         *(
@@ -136,7 +143,8 @@ def rank(
     # Rounded, so that equal ones are in the order of layer and feature on every machine.
     order = np.argsort(-scores.round(12), axis=None, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
     if len(order) < top:
-        raise SelectionError(f"only {len(order)} features are active in {min_active} sentences or more; ask for fewer")
+        found = f"only {len(order)} features are active in {min_active} sentences or more, and not constant"
+        raise SelectionError(f"expected {top} features to rank, {found}; ask for fewer")
     return [
         {
             "target_layer": int(ds["layer"].values[positions[i]]),
@@ -149,9 +157,13 @@ def rank(
 
 def _moments(activations: NDArray[Any], labels: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:
     """Of one chunk, for each feature: active sentences, sum, sum of squares, sum of products with the label."""
-    counted = ~np.isnan(labels[:, 0])
-    values, centred = activations[counted].astype(np.float64), labels[counted, :1]
-    return np.stack([np.count_nonzero(values, axis=0), values.sum(0), (values**2).sum(0), (values * centred).sum(0)])
+    moments = np.zeros((4, activations.shape[1]))
+    for start in range(0, len(activations), _ROWS):
+        part = slice(start, start + _ROWS)
+        counted = ~np.isnan(labels[part, 0])
+        values, centred = activations[part][counted].astype(np.float64), labels[part][counted, :1]
+        moments += [np.count_nonzero(values, axis=0), values.sum(0), (values**2).sum(0), (values * centred).sum(0)]
+    return moments
 
 
 def _sum(moments: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:

@@ -291,6 +291,7 @@ def test_a_constant_column_is_zero(value: float, method: str) -> None:
 def some_parameters(strategy: Strategy) -> dict[str, Any]:
     """Values for a strategy's options that the sample has."""
     values = {"target_layer": 12, "target_feature": 1000, "layers": "0,10", "input_layer": 3, "average_l0": 24}
+    values |= {"densest": 7}
     by_type = {int: 10, float: 0.5, str: "a", bool: True, Numbers: "0,10"}
     return {
         option.name: values.get(option.name, by_type[option.type])

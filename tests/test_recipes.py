@@ -10,7 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from conftest import SAMPLE, sentence_arrays, write_folder
+from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
 from featurestore.recipe_schema import recipe_schema
@@ -75,7 +75,7 @@ def test_one_element_is_what_build_makes(folder: Path, cli: Any) -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "no file": (None, "bad.yaml: cannot be read"),
     "empty": ("", "bad.yaml: expected a recipe, found an empty file"),
-    "no YAML": ("stores: [a\ndatasets: b\n", r"bad.yaml:2: expected YAML"),
+    "no YAML": ("stores: [a\ndatasets: b\n", "bad.yaml:2: is no YAML"),
     "not UTF-8": (b"stores: \xff\n", "bad.yaml: expected YAML in UTF-8"),
     "a list": ("- a\n", "bad.yaml:1: expected keys"),
     "a missing key": ("stores: a\n", "bad.yaml:1: the key datasets is missing"),
@@ -109,11 +109,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "a bad choice": (GOOD + "problems: ignore\n", "bad.yaml:5: problems: expected one of skip, refuse"),
     "a bad flag": (GOOD + "drop_nonfinite: 1\n", "bad.yaml:5: drop_nonfinite: expected true or false, found 1"),
     "a bad count": (GOOD + "min_active: 0\n", "bad.yaml:5: min_active: expected a number of at least 1"),
-    "a bad split": (GOOD + "split: {test_size: 2}\n", "bad.yaml:5: split: --test-size: expected a fraction"),
+    "a bad split": (GOOD + "split: {test_size: 2}\n", "bad.yaml:5: split.test_size: --test-size: expected a fraction"),
     "an unknown split key": (GOOD + "split:\n  size: 2\n", "bad.yaml:6: split.size: unknown key"),
     "a path that is none": (GOOD.replace("care", "3"), "bad.yaml:1: stores: expected text, found 3"),
     "no such store": (GOOD.replace("care", "nowhere"), "nowhere: no such store or folder"),
-    "a layer that is not there": (GOOD.replace("0", "7"), r"bad.yaml:3: datasets\[0\]: .*has no layer 7"),
+    "a layer that is not there": (
+        GOOD.replace("0", "7"),
+        r"bad.yaml:4: datasets\[0\].layer: has no layer 7: choose from",
+    ),
     "targets that are none": (
         GOOD + "  - strategy: hidden-to-feature\n    targets: [[1, 2], [3]]\n",
         r"bad.yaml:6: datasets\[1\].targets\[1\]: expected \[layer, feature\]",
@@ -124,7 +127,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "several SAEs": (
         GOOD + "  - strategy: hidden-to-feature\n    targets: [[5, 2]]\n",
-        r"bad.yaml:5: datasets\[1\]: .*2 SAEs.*\[2, 9\]",
+        r"bad.yaml:6: datasets\[1\].targets\[0\]: .*2 SAEs.*\[2, 9\]",
     ),
     "no ranking": (
         GOOD + "  - strategy: hidden-to-feature\n    targets: {ranked: none.csv}\n",
@@ -132,7 +135,35 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "too many features": (
         GOOD + "  - strategy: hidden-to-feature\n    targets: {rank_by: label, top: 99}\n",
-        r"bad.yaml:5: datasets\[1\]: only 40 features are active in 5 sentences or more",
+        r"bad.yaml:6: datasets\[1\].targets: expected 99 features to rank, only 40 .*; ask for fewer",
+    ),
+    "octal": (GOOD.replace("0", "010"), "bad.yaml:4: .*layer: expected a plain decimal number.* found 010"),
+    "base 60": (GOOD.replace("0", "1:30"), "bad.yaml:4: .*expected a plain decimal number.* found 1:30"),
+    "a date that is none": (GOOD + "output: 2020-99-99\n", "bad.yaml:5: output: expected plain values"),
+    "a key that is a list": (GOOD + "? [a]\n: 3\n", "bad.yaml:5: expected a word as key"),
+    "brackets": ("[" * 5000, "bad.yaml: nested more deeply"),
+    "aliases": (
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)),
+        "nested more deeply, or longer",
+    ),
+    "a NUL": (GOOD + 'output: "a\\0b"\n', r"bad.yaml:5: output: expected text, found 'a\\x00b'"),
+    "an empty split": (GOOD + "split: {}\n", "bad.yaml:5: split: expected test_size, folds or both"),
+    "a list in a split": (GOOD + "split: {folds: [3, 5]}\n", r"bad.yaml:5: split.folds: --folds: .*found \[3, 5\]"),
+    "top 0": (
+        GOOD + "  - strategy: hidden-to-feature\n    targets: {ranked: x.csv, top: 0}\n",
+        r"^bad.yaml:6: datasets\[1\].targets.top: expected a number of at least 1, found 0$",
+    ),
+    "an impossible split": (GOOD + "split: {folds: 1000}\n", "care.zarr: --folds 1000: 90 sentences are too few"),
+    "an output that is a file": (GOOD + "output: bad.yaml\n", "bad.yaml: expected a folder for datasets, found a file"),
+    "a huge product": (
+        GOOD.replace("layer: 0", "layer: 0") + "  - strategy: embedding-to-feature\n    target_layer: '0-1'\n"
+        "    target_feature: [" + ", ".join(["'0-9'"] * 6000) + "]\n",
+        r"bad.yaml:5: datasets\[1\]: 120,000 datasets are more than 100,000; divide the recipe",
+    ),
+    "faults everywhere": (
+        GOOD.replace("0", "[8, 1]") + "    layre: 3\nsplit: {folds: 1}\nnormalize: z\n",
+        r"(?s)bad.yaml:6: split.folds: .*\nbad.yaml:7: normalize: .*\nbad.yaml:5: datasets\[0\].layre: unknown key",
     ),
     "two faults": (
         GOOD.replace("0", "x") + "  - strategy: y\n",
@@ -184,7 +215,7 @@ def test_the_first_features_of_a_ranking(folder: Path) -> None:
         {"score": 0.7, "feature_id": 1, "average_l0": "2", "note": "ü", "layer": 5},
     ]
     path = str(write_ranking(folder / "ranked.csv", rows))
-    expected = [(5, 7, 9), (0, 2, 3), (5, 1, 2)]
+    expected = [(5, 7, 9), (0, 2), (5, 1, 2)]
     assert features({"stores": "care"}, {"ranked": path, "top": 2}) == expected[:2]
     assert features({"stores": "care"}, {"ranked": path}) == expected
     for changes, message in (
@@ -235,8 +266,30 @@ def test_a_ranking_made_here(folder: Path, by: str, split: Any) -> None:
             score[layer, feature, average_l0] = share if by == "density" else abs(np.corrcoef(column, labels)[0, 1])
     found = features(recipe, {"rank_by": by, "top": 12})
     best = sorted(score.values(), reverse=True)[:12]
-    np.testing.assert_allclose([score[target] for target in found], best, rtol=1e-9)
+    scores = [score[(*target, 3)[:3]] for target in found]  # a layer's only SAE is not named
+    np.testing.assert_allclose(scores, best, rtol=1e-9)
     assert all(layer == 5 for layer, *_ in features(recipe, {"rank_by": by, "top": 5, "layers": "5"}))
+    assert {layer for layer, *_ in features(recipe, {"rank_by": by, "top": 20, "layers": [0, 1]})} == {0, 1}
+
+
+def test_a_ranking_leaves_out_what_is_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index in range(40):
+        activations = sentence_arrays(index)["activations"]
+        activations[:, -1, 4] = 2.7
+        changes: dict[str, Any] = {"activations": activations}
+        if index == 7:  # not finite elsewhere, which must not hide what the other sentences say
+            activations[0, 0, 0] = np.nan
+        write_sentence(tmp_path / "in", index, changes=changes)
+    featurestore.ingest("in", "s.zarr")
+    found = features({"stores": "s.zarr", "min_active": 1}, {"rank_by": "label", "top": 27})
+    assert len(found) == 27
+    assert all(feature != 4 for _, feature in found)
+    for index in range(40):
+        write_sentence(tmp_path / "one", index, changes={"concept_strength_label": np.array(2)})
+    featurestore.ingest("one", "one.zarr")
+    with pytest.raises(featurestore.RecipeError, match=r"recipe: datasets.targets: has but one label"):
+        features({"stores": "one.zarr"}, {"rank_by": "label", "top": 1})
 
 
 # ---- the schema for editors

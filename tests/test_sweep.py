@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -11,16 +12,18 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
+import xarray as xr
 import yaml
 from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
-from featurestore import datasets, reading, sources, store
+from featurestore import datasets, reading, registry, sources, store, strategies
 from featurestore.plans import Plan
 
 STUDY: dict[str, Any] = {
@@ -98,11 +101,11 @@ def test_each_piece_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     def counting(self: Any, key: tuple[Any, ...]) -> Any:
         if self._name in ("embeddings", "hidden_states", "activations"):
             chunks = zip(key, store.inner_chunk_shape(root, self._name), strict=True)
-            read[
-                self._name, *(str(part if isinstance(part, int) else part.start // size) for part, size in chunks)
-            ] += 1
+            parts = [range(k, k + 1) if isinstance(k, int) else range(k.start, k.stop, size) for k, size in chunks]
+            read.update((self._name, *piece) for piece in product(*parts))
         return original(self, key)
 
+    monkeypatch.setattr(reading, "_SENTENCES", 128)
     monkeypatch.setattr(reading._Lazy, "_read", counting)
     featurestore.sweep(study(folder))
     shards = 3
@@ -222,6 +225,7 @@ def test_a_killed_sweep_leaves_whole_datasets_and_goes_on(folder: Path, saved: i
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     whole, part = files(Path("whole")), files(Path("part"))
+    assert bool(part) == bool(saved)
     assert len(part) <= saved
     assert part.items() <= whole.items()
     assert states(featurestore.sweep("r.yaml"))["current"] == len(part)
@@ -325,10 +329,29 @@ def test_a_dry_run_reads_no_inputs(faulty: Path, monkeypatch: pytest.MonkeyPatch
         read.append((self._name, key[0]))
         return original(self, key)
 
+    monkeypatch.setattr(reading, "_SENTENCES", 64)
     monkeypatch.setattr(reading._Lazy, "_read", counting)
     featurestore.sweep(study(faulty, datasets=FAULTY), dry_run=True)
     inputs = [rows for name, rows in read if name in ("embeddings", "hidden_states") and rows.stop]
-    assert inputs == [slice(64, 128)] * 3  # the shard of the one sentence that is not finite, in each layer
+    assert inputs == [slice(64, 128)] * 3  # the chunk of the one sentence that is not finite, in each layer
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_values_that_a_strategy_makes_infinite(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No count of ingest can know of them: they are found once X has been read, before anything is written."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @featurestore.strategy("scaled")
+    def scaled(ds: xr.Dataset, *, factor: Annotated[int, "X is multiplied by this."]) -> featurestore.Selection:
+        """Predict the label from scaled embeddings."""
+        return featurestore.Selection(X=strategies.final(ds["embeddings"]) * np.float16(factor), y=ds["label"])
+
+    recipe = study(folder, datasets={"strategy": "scaled", "factor": [1, 60000, 2]})
+    with pytest.raises(featurestore.RecipeError, match=r"(?s)1 of 3 datasets are unfit.*NaN or infinite"):
+        featurestore.sweep(recipe | {"problems": "refuse"})
+    assert not Path("generated_datasets").exists()
+    assert states(featurestore.sweep(recipe)) == {"new": 2, "unfit": 1}
+    assert len(files(Path("generated_datasets"))) == 2
 
 
 # ---- statistics of another dataset
@@ -364,6 +387,22 @@ def test_statistics_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         build("stores/care.zarr", "hidden-to-concept", layers="0,5", normalize="minmax", stats_from=path)
 
 
+def test_statistics_of_another_sae_or_layer_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "in", 20, layers=[0, 5, 5], average_l0s=[3, 2, 9])
+    featurestore.ingest("in", "s.zarr")
+    featurestore.build("s.zarr", "activation-to-concept", layer=5, average_l0=2, output="two.npz")
+    with pytest.raises(featurestore.DatasetError, match="input_average_l0 2, this one has 9"):
+        featurestore.build("s.zarr", "activation-to-concept", layer=5, average_l0=9, stats_from="two.npz")
+    featurestore.build("s.zarr", "hidden-to-concept", layer=0, output="zero.npz")
+    datasets = {"strategy": "hidden-to-concept", "layer": [0, 5]}
+    recipe = {"stores": "s.zarr", "stats_from": "zero.npz", "datasets": datasets}
+    with pytest.raises(featurestore.RecipeError, match=r"recipe: datasets: --stats-from: .*input_layers \[0\]"):
+        featurestore.sweep(recipe)
+    assert not Path("generated_datasets").exists()
+    featurestore.sweep(recipe | {"datasets": datasets | {"layer": 0}})
+
+
 def test_the_normalization_in_a_scikit_learn_pipeline(folder: Path) -> None:
     from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
@@ -373,6 +412,7 @@ def test_the_normalization_in_a_scikit_learn_pipeline(folder: Path) -> None:
     dataset = featurestore.build("stores/care.zarr", "hidden-to-concept", layer=5, normalize="minmax")
     raw = featurestore.build("stores/care.zarr", "hidden-to-concept", layer=5, normalize="none")
     transformer = clone(dataset.transformer())
+    assert len(pickle.dumps(transformer)) < 2000  # the statistics, not X
     np.testing.assert_array_equal(transformer.fit(raw.X[:9]).transform(raw.X), dataset.X)
     np.testing.assert_array_equal(transformer.inverse_transform(dataset.X), dataset.inverse(dataset.X))
     model = make_pipeline(dataset.transformer(), LogisticRegression()).fit(raw.X, raw.y)
