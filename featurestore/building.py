@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore import datasets, preflight
+from featurestore.assembly import Assembly
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
 from featurestore.sources import Source
@@ -99,13 +100,14 @@ def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite
     """Build the dataset of a validated plan; otherwise as `build`."""
     source = Source(store)
     source.check(plan)
-    source.read([plan], output and output.parent)
-    dataset = source.dataset(plan)
+    assembly = Assembly(source)
+    assembly.read([plan], output and output.parent)
+    dataset = assembly.dataset(plan)
     if divided := source.split(plan.split):
         logger.info("%s", divided.report)
-    if n_constant := source.constant_columns(plan):
+    if n_constant := assembly.constant_columns(plan):
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.data.shape[1])
-    if fault := preflight.problem(source, plan, MIN_ACTIVE):
+    if fault := preflight.problem(assembly, plan, MIN_ACTIVE):
         logger.warning("%s", fault)
     if output is not None:
         dataset.save(output, overwrite=overwrite)

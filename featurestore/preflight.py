@@ -12,33 +12,33 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
+    from featurestore.assembly import Assembly
     from featurestore.plans import Plan
-    from featurestore.sources import Source
     from featurestore.splits import Split
 
 MIN_ACTIVE = 5
 """A target feature that is active in fewer training sentences is nearly dead, unless another number is given."""
 
 
-def problem(source: Source, plan: Plan, min_active: int) -> str:
+def problem(assembly: Assembly, plan: Plan, min_active: int) -> str:
     """Say why a dataset is unfit, or nothing.
 
     Parameters
     ----------
-    source : Source
-        The store; the plan has been probed.
+    assembly : Assembly
+        Of which the plan has been probed, or read.
     plan : Plan
         The dataset.
     min_active : int
         A target feature that is active in fewer training sentences is nearly dead.
     """
-    finite = source.finite(plan)
+    finite, source = assembly.finite(plan), assembly.source
     n_bad = int(np.count_nonzero(~finite))
     if n_bad and not plan.drop_nonfinite:
         return f"{n_bad} of {len(finite)} sentences have NaN or infinite values; drop_nonfinite: true leaves them out"
     if n_bad == len(finite):
         return "no sentence has finite values throughout"
-    y, target, divided = source.select(plan).y, source.target(plan), source.split(plan.split)
+    y, target, divided = source.select(plan).y, assembly.target(plan), source.split(plan.split)
     if y.name == "label":
         fault = _constant(target[finite])
         return f"y is {fault}" if fault else (_missing_labels(target, finite, divided) if divided else "")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore import datasets, preflight
+from featurestore.assembly import Assembly
 from featurestore.errors import DatasetError, NpzError, RecipeError, shown
 from featurestore.ingestion import find_store
 from featurestore.plans import Plan
@@ -94,9 +95,9 @@ def sweep(
 
     The recipe is checked whole, and every target and label looked at, before anything is written. Each piece of a store
     is read once, statistics are computed once for all datasets that share them, and memory is bounded: what exceeds
-    `featurestore.sources.IN_MEMORY_BYTES` waits in a nameless file in the output folder. A dataset whose fingerprint is
-    that of the file that is there is skipped, so an interrupted sweep goes on where it stopped; one of other sentences
-    is built again.
+    `IN_MEMORY_BYTES` of `featurestore.assembly` waits in a nameless file in the output folder. A dataset whose
+    fingerprint is that of the file that is there is skipped, so an interrupted sweep goes on where it stopped; one of
+    other sentences is built again.
 
     Parameters
     ----------
@@ -123,17 +124,17 @@ def sweep(
         If an output exists that is not an earlier state of the same dataset, and `force` is false.
     """
     study = load_recipe(recipe)
-    sources = _sources(study, wait, progress)
-    planned = [(source, item) for source in sources for item in _plan(study, source, force)]
+    assemblies = [Assembly(source) for source in _sources(study, wait, progress)]
+    planned = [(assembly, item) for assembly in assemblies for item in _plan(study, assembly.source, force)]
     _check_outputs([item for _, item in planned])
-    pending = [(source, item) for source, item in planned if item.state != "current"]
-    for source in sources:
-        source.probe(item.plan for owner, item in pending if owner is source)
+    pending = [(assembly, item) for assembly, item in planned if item.state != "current"]
+    for assembly in assemblies:
+        assembly.probe(item.plan for owner, item in pending if owner is assembly)
     result = Sweep(
-        tuple(_judged(item, source, study.min_active) for source, item in planned),
+        tuple(_judged(item, assembly, study.min_active) for assembly, item in planned),
         {
             source.name: divided.report
-            for source in dict.fromkeys(source for source, _ in pending)
+            for source in dict.fromkeys(assembly.source for assembly, _ in pending)
             if (divided := source.split(study.split))
         },
         study.output,
@@ -142,18 +143,18 @@ def sweep(
     if dry_run:
         return result
     todo = result.in_state("new", "stale")
-    shares = [(source, [item for item in todo if item.store == source.name]) for source in sources]
-    to_read = sum(source.n_bytes(item.plan for item in share) for source, share in shares)
+    shares = [(assembly, [item for item in todo if item.store == assembly.source.name]) for assembly in assemblies]
+    to_read = sum(assembly.n_bytes(item.plan for item in share) for assembly, share in shares)
     meter = _Meter(progress, to_read + sum(item.n_bytes for item in todo))
     late: dict[Path, Planned] = {}
-    for source, share in shares:
-        late |= _build(source, share, study, meter)
+    for assembly, share in shares:
+        late |= _build(assembly, share, study, meter)
     return replace(result, datasets=tuple(late.get(item.output, item) for item in result.datasets))
 
 
-def _judged(item: Planned, source: Source, min_active: int) -> Planned:
+def _judged(item: Planned, assembly: Assembly, min_active: int) -> Planned:
     """Mark a dataset that is to be built, but is unfit as far as it has been read."""
-    fault = "" if item.state == "current" else preflight.problem(source, item.plan, min_active)
+    fault = "" if item.state == "current" else preflight.problem(assembly, item.plan, min_active)
     return replace(item, state="unfit", problem=fault) if fault else item
 
 
@@ -208,15 +209,15 @@ def _check_outputs(planned: Sequence[Planned]) -> None:
         )
 
 
-def _build(source: Source, planned: Sequence[Planned], study: Recipe, meter: _Meter) -> dict[Path, Planned]:
+def _build(assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter: _Meter) -> dict[Path, Planned]:
     """Read what the datasets of one store need, then write them side by side, a few at a time.
 
     Returns those that turned out to be unfit only now: where a strategy makes values that are not finite.
     """
     if not planned:
         return {}
-    source.read([item.plan for item in planned], planned[0].output.parent, meter.add)
-    judged = [_judged(item, source, study.min_active) for item in planned]
+    assembly.read([item.plan for item in planned], planned[0].output.parent, meter.add)
+    judged = [_judged(item, assembly, study.min_active) for item in planned]
     _check_fitness(judged, study.refuse)
     writing: dict[Future[Path], Planned] = {}
     n_constant = 0
@@ -232,16 +233,18 @@ def _build(source: Source, planned: Sequence[Planned], study: Recipe, meter: _Me
             for item in judged:
                 if item.state != "unfit":
                     settle(2 * _WORKERS)
-                    dataset = source.dataset(item.plan)
-                    n_constant += source.constant_columns(item.plan) > 0
+                    dataset = assembly.dataset(item.plan)
+                    n_constant += assembly.constant_columns(item.plan) > 0
                     writing[pool.submit(dataset.save, item.output, overwrite=item.state == "stale")] = item
             settle(0)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     if n_constant:
-        logger.warning("%s: %d datasets have constant columns of X, which come out as 0", source.name, n_constant)
-    source.forget()
+        logger.warning(
+            "%s: %d datasets have constant columns of X, which come out as 0", assembly.source.name, n_constant
+        )
+    assembly.forget()
     return {item.output: item for item in judged if item.state == "unfit"}
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import featurestore
-from featurestore import normalize, registry, sources, store
+from featurestore import assembly, normalize, registry, store
 from featurestore import strategies as module
 from featurestore.ranges import Numbers
 from featurestore.registry import Selection, Strategy
@@ -171,7 +171,7 @@ def test_batches_and_memory_do_not_show(
 ) -> None:
     """Small shards, windows of one row, X read once or in every pass: the same dataset."""
     monkeypatch.setattr(store, "MAX_ROWS", 4)
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", in_memory)
+    monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", in_memory)
     monkeypatch.setattr("featurestore.datasets._WINDOW_BYTES", 1)
     sentences = write_folder(tmp_path / "in", n)
     featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")

@@ -23,7 +23,7 @@ import yaml
 from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
-from featurestore import datasets, reading, registry, sources, store, strategies
+from featurestore import assembly, datasets, reading, registry, store, strategies
 from featurestore.plans import Plan
 
 STUDY: dict[str, Any] = {
@@ -118,7 +118,7 @@ def test_each_piece_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("window", [1, 1 << 30])
 def test_memory_does_not_show(folder: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     featurestore.sweep(study(folder, output="in_memory"))
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(datasets, "_WINDOW_BYTES", window)
     featurestore.sweep(study(folder, output="by_a_file"))
     assert files(Path("in_memory")) == files(Path("by_a_file"))
@@ -240,7 +240,7 @@ def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, wh
     featurestore.ingest(folder, "care.zarr")
     Path("r.yaml").write_text(yaml.safe_dump(study(folder, stores="care.zarr", output="swept")))
     if where == "scratch":
-        monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", 0)
         monkeypatch.setattr(os, "posix_fallocate", full)
     else:
         monkeypatch.setattr(os, "fsync", full)
