@@ -17,7 +17,7 @@ import yaml
 from featurestore.errors import FeatureStoreError, RecipeError, shown
 
 _MAX_DEPTH = 8
-_MAX_VALUES = 1_000_000
+_MAX_VALUES = 200_000
 _DECIMAL = re.compile(
     r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?|[-+]?\.[0-9]+|[-+]?\.(inf|nan)", re.IGNORECASE
 )

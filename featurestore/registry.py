@@ -66,6 +66,8 @@ class Option:
             return parse_numbers(self.flag, value) if isinstance(value, str) else number_tuple(self.flag, value)
         if self.type is int:
             return integer(self.flag, value)
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
         if not isinstance(value, self.type):
             raise ParameterError(f"{self.flag}: expected {self.type.__name__}, found {value!r}")
         return value

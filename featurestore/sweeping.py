@@ -202,6 +202,8 @@ def _check_outputs(planned: Sequence[Planned]) -> None:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not there.is_dir():
             raise DatasetError(f"{there}: expected a folder for datasets, found a file; choose another output")
+    for item in planned:
+        datasets.check_output(item.output)
     if others := [shown(item.output) for item in planned if item.state == "other"]:
         some = "\n".join([*others[:10], *(["..."] if len(others) > 10 else [])])
         raise DatasetError(

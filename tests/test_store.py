@@ -80,7 +80,7 @@ def test_default_batches_hold_64_sentences(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "s.zarr" / "hidden_states" / "c").iterdir()) == ["0", "1"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=11),
     cuts=st.sets(st.integers(1, 10)),
