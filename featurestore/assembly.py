@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ IN_MEMORY_BYTES = 256 << 20
 
 _WINDOW = 1024
 """Rows that are counted at once."""
+
+_BLOCKS = 4
+"""Blocks that are measured as one array: a few, as each costs dask as much as all, but their copies need memory."""
 
 
 class Assembly:
@@ -172,8 +176,12 @@ class Assembly:
         digest = hashlib.sha256(rows).hexdigest()
         keys = [(name, digest) for name in self.source.blocks([plan])]
         missing = [key for key in keys if key not in self._statistics]
-        columns = [Columns([self._raw[name]], rows) for name, _ in missing]
-        self._statistics |= zip(missing, normalize.measure(columns), strict=True)
+        groups = [[self._raw[name] for name, _ in group] for group in batched(missing, _BLOCKS)]
+        # A lone column twice, because numpy adds up one column in another order than one of several.
+        columns = [Columns(group * 2 if group[0].shape[1] == 1 else group, rows) for group in groups]
+        measured = zip(groups, normalize.measure(columns), strict=True)
+        parts = [part for group, found in measured for part in found.parts([block.shape[1] for block in group])]
+        self._statistics |= zip(missing, parts, strict=True)
         return [self._statistics[key] for key in keys]
 
     def _densest(self, plan: Plan, rows: Array) -> Array | slice:

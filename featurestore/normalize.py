@@ -116,6 +116,13 @@ class Statistics:
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
 
+    def parts(self, widths: Sequence[int]) -> list[Statistics]:
+        """Return those of consecutive blocks of columns."""
+        ends = np.cumsum(widths).tolist()
+        slices = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+        arrays = self.min, self.max, self.mean, self.std
+        return [Statistics(*(array[part] for array in arrays)) for part in slices]
+
 
 def measure(columns: Sequence[ArrayLike]) -> list[Statistics]:
     """Compute the statistics of several arrays at once, in float64 and chunk by chunk, by dask.
