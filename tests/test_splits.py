@@ -80,7 +80,7 @@ def sides(result: Split) -> np.ndarray[Any, Any]:
     return result.train.astype(int) if result.fold is None else result.fold
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(sentences, max_size=25), st.sampled_from([0.2, 0.5, SIMILARITY, 0.75, 0.9, 1.0]))
 def test_groups_are_those_of_comparing_all_pairs(texts: list[str], similarity: float) -> None:
     groups = group_near_duplicates(texts, similarity)
@@ -169,7 +169,7 @@ def test_groups_do_not_depend_on_the_salt_of_hashes() -> None:
     assert runs[0].stdout == runs[1].stdout
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(stores(), st.data())
 def test_nothing_that_belongs_together_is_torn(ds: xr.Dataset, data: st.DataObject) -> None:
     chosen = data.draw(options(group_by="group"))
