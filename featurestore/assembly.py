@@ -110,8 +110,13 @@ class Assembly:
         y = np.isfinite(self.target(plan)).reshape(len(self.source.sentences), -1).all(axis=1)
         return np.all([y, *(self._finite[name] for name in self.source.blocks([plan]))], axis=0)
 
-    def dataset(self, plan: Plan) -> Dataset:
+    def dataset(self, plan: Plan) -> tuple[Dataset, int]:
         """Make the dataset of a plan that has been read; X is normalized as it is used.
+
+        Returns
+        -------
+        Dataset, int
+            And how many columns of X are constant in the rows on which the normalization was fitted.
 
         Raises
         ------
@@ -125,12 +130,15 @@ class Assembly:
         training = rows[self.source.training_rows(plan.split)[rows]]
         blocks = [self._raw[name] for name in self.source.blocks([plan])]
         columns = self._densest(plan, training)
+        measured: list[Statistics] = []
         if plan.stats_from:
             fitted = plan.stats_from.normalization
         elif len(training) == 0:
             raise SelectionError(f"{self.source.path}: no training sentence is left to fit the normalization")
         else:
-            fitted = normalize.fit(plan.normalize, self._measured(plan, training)).of(columns)
+            measured = self._measured(plan, training)
+            fitted = normalize.fit(plan.normalize, measured).of(columns)
+        n_constant = np.count_nonzero(np.hstack([found.constant for found in measured])[columns]) if measured else 0
         metadata = self._metadata(plan, rows, dropped, columns)
         if divided:
             metadata |= {"split": np.where(divided.train[rows], "train", "test")}
@@ -138,21 +146,13 @@ class Assembly:
             if divided.fold is not None:
                 metadata |= {"fold": divided.fold[rows]}
         y = self.target(plan)[rows]
-        return Dataset(
+        dataset = Dataset(
             Columns(blocks, rows, columns, fitted),
             y.astype(np.int64 if y.dtype.kind in "iu" else np.float32),
             {name: np.asarray(value) for name, value in metadata.items()},
             fitted,
         )
-
-    def constant_columns(self, plan: Plan) -> int:
-        """Count the columns of X that are constant in the rows on which the normalization of a dataset was fitted."""
-        if plan.normalize == "none" or plan.stats_from:
-            return 0
-        rows, _ = self._rows(plan)
-        training = rows[self.source.training_rows(plan.split)[rows]]
-        constant = np.concatenate([found.min == found.max for found in self._measured(plan, training)])
-        return int(np.count_nonzero(constant[self._densest(plan, training)]))
+        return dataset, int(n_constant)
 
     def _rows(self, plan: Plan) -> tuple[Array, Array]:
         """Return the rows to use, in the order of their sentence_index, and the sentences dropped."""
@@ -199,12 +199,13 @@ class Assembly:
         return np.sort(np.argsort(-counts, kind="stable")[: selection.densest])
 
     def _metadata(self, plan: Plan, rows: Array, dropped: Array, columns: Array | slice) -> dict[str, Any]:
-        y = self.source.select(plan).y
+        source = self.source
+        y, indices = source.select(plan).y, source.sentences[rows]
         metadata: dict[str, Any] = {
             "strategy": plan.strategy.name,
-            **self.source.inputs(plan),
+            **source.inputs(plan),
             "n_samples": len(rows),
-            "sentence_indices": self.source.sentences[rows],
+            "sentence_indices": indices,
         }
         if "input_features" in metadata:
             metadata["input_features"] = metadata["input_features"][columns]
@@ -215,23 +216,15 @@ class Assembly:
                 "average_l0": y["average_l0"].values,
             }
         return metadata | {
-            "store": self.source.name,
+            "store": source.name,
             "schema_version": SCHEMA_VERSION,
             "featurestore_version": __version__,
             "parameters": plan.parameters,
-            "fingerprint": self.source.fingerprint(plan),
-            "store_digest": self.source.digest,
-            "sentences_digest": self._digest(rows),
+            "fingerprint": source.fingerprint(plan),
+            "store_digest": source.digest,
+            "sentences_digest": sentences_digest(indices, source.digests[rows]) if len(dropped) else source.digest,
             "dropped_sentence_indices": dropped,
         }
-
-    def _digest(self, rows: Array) -> str:
-        everything = len(rows) == len(self.source.sentences)
-        return (
-            self.source.digest
-            if everything
-            else sentences_digest(self.source.sentences[rows], self.source.digests[rows])
-        )
 
 
 class _Input:

@@ -102,10 +102,10 @@ def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite
     source.check(plan)
     assembly = Assembly(source)
     assembly.read([plan], output and output.parent)
-    dataset = assembly.dataset(plan)
+    dataset, n_constant = assembly.dataset(plan)
     if divided := source.split(plan.split):
         logger.info("%s", divided.report)
-    if n_constant := assembly.constant_columns(plan):
+    if n_constant:
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.data.shape[1])
     if fault := preflight.problem(assembly, plan, MIN_ACTIVE):
         logger.warning("%s", fault)
@@ -114,6 +114,6 @@ def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite
     return dataset
 
 
-def default_output(store: PathLike, plan: Plan) -> Path:
+def default_output(store: PathLike, plan: Plan, folder: Path = datasets.DATASETS) -> Path:
     """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its parameters>.npz``."""
-    return datasets.DATASETS / Path(store).resolve().stem / plan.file_name
+    return folder / Path(store).resolve().stem / plan.file_name

@@ -19,7 +19,6 @@ from featurestore.store import read_root
 
 logger = logging.getLogger(__name__)
 
-
 _NAMES = [
     "store",
     "strategy",
@@ -120,11 +119,10 @@ def _digest(stores: Path, name: str) -> str | None:
         return None
     try:
         root = read_root(store)
-        indices, digests = (read_coord(store, root, name) for name in ("sentence", "source_digest"))
+        indices, digests = (read_coord(store, root, coord) for coord in ("sentence", "source_digest"))
     except (StoreError, OSError):
         return None
-    order = np.argsort(indices)
-    return sentences_digest(indices[order], digests[order])
+    return sentences_digest(indices, digests)
 
 
 def _entry(file: str, recorded: dict[str, Any], digest: str | None) -> DatasetEntry:

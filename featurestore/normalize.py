@@ -116,6 +116,11 @@ class Statistics:
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
 
+    @property
+    def constant(self) -> NDArray[np.bool_]:
+        """Which columns are constant, (d,)."""
+        return np.equal(self.min, self.max)
+
     def parts(self, widths: Sequence[int]) -> list[Statistics]:
         """Return those of consecutive blocks of columns."""
         ends = np.cumsum(widths).tolist()

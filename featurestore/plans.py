@@ -142,13 +142,7 @@ def split_options(
     """
     if (test_size, folds, seed, group_by) == (None, None, None, None):
         return None
-    options = SplitOptions(test_size, folds, 0 if seed is None else seed, group_by)
-    return SplitOptions(  # plain numbers, not numpy's, which JSON does not know
-        None if test_size is None else float(test_size),
-        None if folds is None else int(folds),
-        int(options.seed),
-        group_by,
-    )
+    return SplitOptions(test_size, folds, 0 if seed is None else seed, group_by)
 
 
 def fingerprint(parameters: str, store_digest: str, groups_digest: str) -> str:
@@ -159,7 +153,7 @@ def fingerprint(parameters: str, store_digest: str, groups_digest: str) -> str:
     parameters : str
         `Plan.parameters`.
     store_digest : str
-        `sentences_digest` of all sentences of the store, in the order of their sentence_index.
+        `sentences_digest` of all sentences of the store.
     groups_digest : str
         Of the groups of ``group_by``, or nothing.
     """
@@ -168,9 +162,9 @@ def fingerprint(parameters: str, store_digest: str, groups_digest: str) -> str:
 
 
 def sentences_digest(indices: NDArray[np.int64], digests: NDArray[Any]) -> str:
-    """Identify sentences by their sentence_index and content digest, in the order given; hex digits of a SHA-256."""
-    content = zip(indices.tolist(), digests.tolist(), strict=True)
-    return hashlib.sha256(repr(list(content)).encode()).hexdigest()
+    """Identify sentences by their sentence_index and content digest, in any order; hex digits of a SHA-256."""
+    content = sorted(zip(indices.tolist(), digests.tolist(), strict=True))
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _dashed(name: str) -> str:

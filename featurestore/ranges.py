@@ -26,7 +26,7 @@ def parse_numbers(name: str, text: str) -> Numbers:
     >>> parse_numbers("--layers", "0-2,10,15-17")
     (0, 1, 2, 10, 15, 16, 17)
     """
-    numbers: list[int] = []
+    found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
         if not match:
@@ -34,8 +34,8 @@ def parse_numbers(name: str, text: str) -> Numbers:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ParameterError(f"{name} {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
-        numbers.extend(range(first, last + 1))
-    return number_tuple(name, numbers)
+        found.extend(range(first, last + 1))
+    return number_tuple(name, found)
 
 
 def format_numbers(numbers: Numbers) -> str:
@@ -54,10 +54,15 @@ def number_tuple(name: str, value: object) -> Numbers:
     values = [value] if isinstance(value, int) else value
     if not isinstance(values, Sequence) or not values:
         raise ParameterError(f"{name} {value!r}: expected text such as 0-2,10,15-17, or a sequence of integers")
-    numbers = tuple(integer(name, number) for number in values)
-    if repeated := [number for number, count in Counter(numbers).items() if count > 1]:
+    found = tuple(integer(name, number) for number in values)
+    if repeated := [number for number, count in Counter(found).items() if count > 1]:
         raise ParameterError(f"{name}: {', '.join(map(str, repeated))} named twice; name each once")
-    return numbers
+    return found
+
+
+def numbers(name: str, value: object) -> Numbers:
+    """Read numbers given as text, an integer or a sequence: `parse_numbers` or `number_tuple`."""
+    return parse_numbers(name, value) if isinstance(value, str) else number_tuple(name, value)
 
 
 def integer(name: str, value: object) -> int:

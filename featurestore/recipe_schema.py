@@ -7,7 +7,7 @@ from typing import Any
 
 from featurestore.preflight import MIN_ACTIVE
 from featurestore.ranges import Numbers
-from featurestore.recipes import ALL, PROBLEMS, TARGET
+from featurestore.recipes import ALL, PROBLEMS, entry_keys
 from featurestore.registry import Option, Strategy
 from featurestore.schema import NORMALIZATIONS
 from featurestore.strategies import list_strategies
@@ -64,16 +64,11 @@ def _entry(strategies: dict[str, Strategy]) -> dict[str, Any]:
         "allOf": [
             {
                 "if": {"properties": {"strategy": {"const": strategy.name}}, "required": ["strategy"]},
-                "then": {"propertyNames": {"enum": _keys(strategy)}},
+                "then": {"propertyNames": {"enum": entry_keys(strategy)}},
             }
             for strategy in strategies.values()
         ]
     }
-
-
-def _keys(strategy: Strategy) -> list[str]:
-    names = [option.name for option in strategy.options]
-    return ["strategy", *names, *(["targets"] if set(TARGET) <= set(names) else []), "normalize"]
 
 
 def _value(option: Option) -> dict[str, Any]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from featurestore.datasets import DATASETS, Dataset, load_dataset
 from featurestore.nodes import Faults, Node, of_python, read_yaml
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
-from featurestore.ranges import Numbers, parse_numbers
+from featurestore.ranges import Numbers, numbers, parse_numbers
 from featurestore.registry import Option, Strategy
 from featurestore.schema import NORMALIZATIONS
 from featurestore.splits import SplitOptions
@@ -30,9 +30,8 @@ ALL = "all"
 Methods = tuple[str | None, ...]
 Located = tuple[Node, Target]
 KEYS = ("stores", "datasets", "normalize", "split", "stats_from", "drop_nonfinite", "problems", "min_active", "output")
-SPLIT = ("test_size", "folds", "seed", "group_by")
+SPLIT = tuple(field.name for field in fields(SplitOptions))
 TARGET = ("target_layer", "target_feature")
-_LAYERS = Option("layers", Numbers, "", required=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +162,12 @@ def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     return _recipe(of_python(recipe) if isinstance(recipe, Mapping) else read_yaml(Path(recipe)))
 
 
+def entry_keys(strategy: Strategy) -> list[str]:
+    """Return the keys that an element of ``datasets`` may have."""
+    options = [option.name for option in strategy.options]
+    return ["strategy", *options, *["targets"] * (set(TARGET) <= set(options)), "normalize"]
+
+
 def _recipe(root: Node) -> Recipe:
     given = root.mapping(KEYS, required=("stores", "datasets"))
     faults = Faults()
@@ -207,8 +212,7 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
     with named.located():
         strategy = get_strategy(named.text())
     options = {option.name: option for option in strategy.options}
-    targets = ["targets"] * (set(TARGET) <= options.keys())
-    given = node.mapping(["strategy", *options, *targets, "normalize"])
+    given = node.mapping(entry_keys(strategy))
     alternatives = {name: item for name, item in given.items() if name in options}
     faults = Faults()
     first: dict[str, Any] = {}
@@ -281,7 +285,7 @@ def _targets(node: Node, min_active: int) -> list[Located] | Ranking:
     layers = None
     if "layers" in given and given["layers"].value != ALL:
         with given["layers"].located():
-            layers = cast(Numbers, _LAYERS.convert(given["layers"].plain()))
+            layers = numbers("--layers", given["layers"].plain())
     return Ranking(node, given["rank_by"].choice(list(RANKINGS)), given["top"].count(), layers, min_active)
 
 

@@ -9,7 +9,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from featurestore.errors import ParameterError
-from featurestore.ranges import Numbers, integer, number_tuple, parse_numbers
+from featurestore.ranges import Numbers, integer, numbers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,7 +63,7 @@ class Option:
             If it is not of the option's type.
         """
         if self.type == Numbers:
-            return parse_numbers(self.flag, value) if isinstance(value, str) else number_tuple(self.flag, value)
+            return numbers(self.flag, value)
         if self.type is int:
             return integer(self.flag, value)
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):

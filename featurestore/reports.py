@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 COLUMNS = [field.name for field in fields(DatasetEntry)]
 
 
-def info(info: StoreInfo) -> str:
+def info(found: StoreInfo) -> str:
     """Describe a store."""
-    tokens = "{} to {}, median {}".format(*(info.tokens[i] for i in (0, 2, 1))) if info.tokens else "none"
+    tokens = "{} to {}, median {}".format(*(found.tokens[i] for i in (0, 2, 1))) if found.tokens else "none"
     rows = {
-        "sentences": f"{info.sentences:,}",
-        "labels": ", ".join(f"{label}: {count:,}" for label, count in info.labels.items()) or "none",
+        "sentences": f"{found.sentences:,}",
+        "labels": ", ".join(f"{label}: {count:,}" for label, count in found.labels.items()) or "none",
         "tokens a sentence": tokens,
-        "hidden": f"{info.hidden:,}",
-        "features": f"{info.features:,}",
-        "dtypes": ", ".join(f"{name} {dtype}" for name, dtype in info.dtypes.items()),
-        "non-finite values": f"{info.nonfinite_values:,} in {info.nonfinite_sentences:,} sentences",
-        "on disk": f"{info.bytes_on_disk / 1e6:,.1f} MB",
-        "left out": f"{len(info.skipped):,} files",
+        "hidden": f"{found.hidden:,}",
+        "features": f"{found.features:,}",
+        "dtypes": ", ".join(f"{name} {dtype}" for name, dtype in found.dtypes.items()),
+        "non-finite values": f"{found.nonfinite_values:,} in {found.nonfinite_sentences:,} sentences",
+        "on disk": f"{found.bytes_on_disk / 1e6:,.1f} MB",
+        "left out": f"{len(found.skipped):,} files",
     }
-    lines = [f"{info.path}", *(f"  {name:18} {value}" for name, value in rows.items())]
-    lines += [f"    {file}: {reason}" for file, reason in info.skipped]
+    lines = [f"{found.path}", *(f"  {name:18} {value}" for name, value in rows.items())]
+    lines += [f"    {file}: {reason}" for file, reason in found.skipped]
     lines += ["", "  layer  average L0  measured at final tokens"]
-    for sae in info.saes:
+    for sae in found.saes:
         mark = "  MISMATCH: check the extraction" if sae.mismatch else ""
         lines.append(f"  {sae.layer:5}  {sae.average_l0:10}  {sae.measured_l0:24.1f}{mark}")
     return "\n".join(lines)
@@ -73,8 +73,8 @@ def datasets(entries: Sequence[DatasetEntry], form: str | None) -> str:
         writer.writeheader()
         writer.writerows(flat)
         return text.getvalue().rstrip("\n")
-    shown = [name for name in COLUMNS if name != "fingerprint" and any(record[name] for record in flat)]
-    lines = table([shown, *([record[name] for name in shown] for record in flat)]) if flat else []
+    visible = [name for name in COLUMNS if name != "fingerprint" and any(record[name] for record in flat)]
+    lines = table([visible, *([record[name] for name in visible] for record in flat)]) if flat else []
     return "\n".join([*lines, _datasets(len(entries))])
 
 

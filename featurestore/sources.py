@@ -68,7 +68,7 @@ class Source:
             logger.warning("%s is incomplete: %s; its ingest goes on, or was interrupted: run it again", store, found)
         self.order: Array = np.argsort(self.sentences)
         self.digests = self.ds["source_digest"].values
-        self.digest = sentences_digest(self.sentences[self.order], self.digests[self.order])
+        self.digest = sentences_digest(self.sentences, self.digests)
         self._selections: dict[str, tuple[Selection, dict[str, da.Array]]] = {}
         self._warned: set[str] = set()
         self._rankings: dict[tuple[Any, ...], list[Target]] = {}
@@ -99,10 +99,10 @@ class Source:
         DatasetError
             If the statistics of another dataset are of another input.
         """
-        inputs = self.inputs(plan)
+        self.select(plan)
         if plan.stats_from is None:
             return
-        for name, ours in inputs.items():
+        for name, ours in self.inputs(plan).items():
             theirs = plan.stats_from.metadata.get(name)
             chosen_by_theirs = name == "input_features" and self.select(plan).densest is not None
             if not chosen_by_theirs and not np.array_equal(theirs, ours):  # type: ignore[arg-type]

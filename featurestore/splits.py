@@ -52,12 +52,17 @@ class SplitOptions:
         number = isinstance(size, int | float | np.floating) and not isinstance(size, bool)
         if size is not None and not (number and 0 < size < 1):  # type: ignore[operator]
             raise ParameterError(f"--test-size: expected a fraction between 0 and 1, such as 0.2, found {size!r}")
-        if self.folds is not None and integer("--folds", self.folds) < 2:
-            raise ParameterError(f"--folds: expected at least 2, found {self.folds}")
-        if integer("--seed", self.seed) < 0:
-            raise ParameterError(f"--seed: expected 0 or more, found {self.seed}")
+        folds = None if self.folds is None else integer("--folds", self.folds)
+        if folds is not None and folds < 2:
+            raise ParameterError(f"--folds: expected at least 2, found {folds}")
+        if (seed := integer("--seed", self.seed)) < 0:
+            raise ParameterError(f"--seed: expected 0 or more, found {seed}")
         if self.group_by is not None and not (isinstance(self.group_by, str) and self.group_by):
             raise ParameterError(f"--group-by: expected a coordinate or FILE.csv:COLUMN, found {self.group_by!r}")
+        # Plain numbers in place of numpy's, which JSON does not know.
+        plain = {"test_size": None if size is None else float(size), "folds": folds, "seed": seed}  # type: ignore[arg-type]
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, eq=False)

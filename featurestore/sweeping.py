@@ -14,6 +14,7 @@ from typing import Any
 
 from featurestore import datasets, preflight
 from featurestore.assembly import Assembly
+from featurestore.building import default_output
 from featurestore.errors import DatasetError, NpzError, RecipeError, shown
 from featurestore.ingestion import find_store
 from featurestore.plans import Plan
@@ -179,7 +180,7 @@ def _sources(study: Recipe, wait: bool, progress: Progress) -> list[Source]:
 
 def _plan(study: Recipe, source: Source, force: bool) -> Iterator[Planned]:
     for plan in study.plans(source):
-        output = study.output / source.name / plan.file_name
+        output = default_output(source.path, plan, study.output)
         state = _state(output, source, plan)
         yield Planned(source.name, plan, output, source.shape(plan), "stale" if force and state != "new" else state)
 
@@ -235,8 +236,8 @@ def _build(assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter:
             for item in judged:
                 if item.state != "unfit":
                     settle(2 * _WORKERS)
-                    dataset = assembly.dataset(item.plan)
-                    n_constant += assembly.constant_columns(item.plan) > 0
+                    dataset, constant = assembly.dataset(item.plan)
+                    n_constant += constant > 0
                     writing[pool.submit(dataset.save, item.output, overwrite=item.state == "stale")] = item
             settle(0)
         except BaseException:
