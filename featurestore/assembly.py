@@ -18,7 +18,7 @@ from dask.core import flatten
 
 from featurestore import normalize
 from featurestore.datasets import Columns, Dataset
-from featurestore.errors import NonFiniteError, SelectionError
+from featurestore.errors import NonFiniteError, SelectionError, naming
 from featurestore.normalize import Statistics
 from featurestore.plans import Plan, sentences_digest
 from featurestore.schema import ACTIVATIONS, SCHEMA_VERSION, __version__
@@ -245,12 +245,9 @@ def _allocate(blocks: Sequence[da.Array], scratch: Path | None) -> list[Array]:
         return [np.empty(block.shape, block.dtype) for block in blocks]
     if scratch:
         scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=scratch) as file:  # the mappings keep it
-        try:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, but would be a crash later
-                os.posix_fallocate(file.fileno(), 0, total)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(scratch or tempfile.gettempdir())) from error
+    with naming(scratch or tempfile.gettempdir()), tempfile.TemporaryFile(dir=scratch) as file:  # the mappings keep it
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, but would be a crash later
+            os.posix_fallocate(file.fileno(), 0, total)
         raw: list[Array] = []
         for block in blocks:
             offset = sum(array.nbytes for array in raw)

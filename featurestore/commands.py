@@ -70,7 +70,6 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
     """
     from featurestore import ingestion
 
-    _target(store or ingestion.store_path(folder))
     with Progress() as progress:
         done = ingestion.ingest(folder, store, skip_bad=skip_bad, wait=wait, progress=progress)
     click.echo(
@@ -136,10 +135,9 @@ def build(
     plan = building.plan_of(strategy, parameters, normalize, drop_nonfinite, stats_from, **split)
     if output:
         check_output(output)
-    _target(ingestion.store_path(source))
     with Progress() as progress:
         store = ingestion.find_store(source, wait=wait, progress=progress)
-    output = _target(output or building.default_output(store, plan))
+    output = output or building.default_output(store, plan)
     dataset = building.build_plan(store, plan, output, overwrite=overwrite)
     n, d = dataset.data.shape
     click.echo(plain(f"{output}: X {n} x {d}, y {dataset.y.dtype}, {plan.normalize}"))
@@ -165,9 +163,8 @@ def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: b
         return
     if recipe is None:
         raise ParameterError("RECIPE: expected a YAML file, found none; see examples/*.yaml")
-    from featurestore import datasets, reports, sweeping
+    from featurestore import reports, sweeping
 
-    _target(datasets.DATASETS)
     with Progress() as progress:
         done = sweeping.sweep(recipe, dry_run=dry_run, force=force, wait=wait, progress=progress)
     click.echo(plain(reports.sweep(done, dry_run)))
@@ -232,9 +229,3 @@ def verify(store: Path, source: Path | None) -> None:
         click.echo(plain(f"{problem.where}: {problem.what}"))
     click.echo(plain(f"{store}: {len(problems)} problems" if problems else f"{store}: sound"))
     click.get_current_context().exit(1 if problems else 0)
-
-
-def _target(path: Path) -> Path:
-    """Say what is about to be written, for the case that this fails."""
-    click.get_current_context().find_root().obj = path
-    return path

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DatasetError, NpzError, ParameterError, shown
+from featurestore.errors import DatasetError, NpzError, ParameterError, naming, shown
 from featurestore.normalize import PARAMETERS, Normalization
 from featurestore.npz import Archive
 
@@ -145,15 +145,8 @@ class Dataset:
             If the disk is full or the folder cannot be written.
         """
         path = check_output(path)
-        try:
-            self._save(path, overwrite)
-        except OSError as error:  # of a file that has no name, or another one so far
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        return path
-
-    def _save(self, path: Path, overwrite: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _unnamed_file(path.parent) as (file, source):
+        with naming(path), _unnamed_file(path.parent) as (file, source):
             with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
                 with _member(archive, "X") as member:
                     np.lib.format.write_array_header_1_0(
@@ -167,6 +160,7 @@ class Dataset:
             file.flush()
             os.fsync(file.fileno())
             _publish(source, path, overwrite)
+        return path
 
     def _windows(self) -> Iterator[NDArray[np.float32]]:
         n, d = self.data.shape

@@ -17,6 +17,11 @@
 Every message names its subject, what was expected, what was found, and what to do about it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FeatureStoreError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -64,6 +69,19 @@ class DatasetError(FeatureStoreError, ValueError):
 
 class RecipeError(FeatureStoreError, ValueError):
     """A recipe that asks for something impossible or unreadable; one line for each fault."""
+
+
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Say what a system error is about, where the system names nothing, or a file that is only on its way."""
+    try:
+        yield
+    except FeatureStoreError:
+        raise
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(".partial"):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
 
 
 def shown(name: object) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from featurestore import commit, sentences
 from featurestore.batch import Staged, stage
 from featurestore.commit import Writer
-from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, shown
+from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, naming, shown
 from featurestore.npz import Archive
 from featurestore.reading import extraction_of, read_coord
 from featurestore.schema import SentenceFile, Skipped
@@ -116,7 +116,7 @@ def ingest(
         if own and (others := changes.n_sentences - changes.present):
             logger.warning("%s also holds %d sentences that are not in %s", store, others, source)
         return Ingested(store, 0, changes.present, (), changes.n_sentences)  # readers need no lock
-    with commit.exclusive(store, wait):
+    with naming(store), commit.exclusive(store, wait):
         writer = Writer(store) if is_store(store) else None
         changes = _compare(paths, *(_known(store) if writer else ({}, 0)), progress)
         if own and writer and writer.n_sentences and not changes.present:

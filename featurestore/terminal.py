@@ -41,9 +41,8 @@ class Boundary(click.Group):
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
-            partial = str(error.filename or ".partial").endswith(".partial")
-            where, what = ctx.obj if partial else error.filename, error.strerror or error
-            message = f"{where}: cannot be written or read ({what}); {_remedy(error)}; what was there before is intact"
+            found = f"{error.filename}: cannot be written or read ({error.strerror or error})"
+            message = f"{found}; {_remedy(error)}; what was there before is intact"
             raise click.ClickException(plain(message)) from error
         except KeyboardInterrupt:
             click.echo(

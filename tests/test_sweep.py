@@ -252,6 +252,17 @@ def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, wh
     assert files(Path("swept")) == {}
 
 
+def test_a_full_disk_while_a_folder_is_ingested(folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Path("r.yaml").write_text(yaml.safe_dump(study(folder)))
+    monkeypatch.setattr(os, "fsync", full)
+    result = cli("sweep", "r.yaml")
+    assert result.exit_code == 1
+    assert "stores/care.zarr: cannot be written or read (No space left on device); free some space" in result.output
+
+
 def test_several_stores(folder: Path, tmp_path: Path) -> None:
     write_folder(tmp_path / "anger", 40, seed=1)
     both = study(folder, stores=[str(folder), "anger"])
