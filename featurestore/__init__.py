@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         StoreBusyError,
         StoreError,
         StoreNotFoundError,
+        StrategyError,
     )
     from featurestore.ingestion import ingest
     from featurestore.inspection import info
@@ -45,6 +46,7 @@ _HOMES = {
         "StoreBusyError",
         "StoreError",
         "StoreNotFoundError",
+        "StrategyError",
     ],
     "ingestion": ["ingest"],
     "inspection": ["info"],
@@ -74,6 +76,7 @@ __all__ = [
     "StoreBusyError",
     "StoreError",
     "StoreNotFoundError",
+    "StrategyError",
     "Sweep",
     "__version__",
     "build",

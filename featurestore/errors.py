@@ -9,6 +9,7 @@
     │   ├── StoreNotFoundError (FileNotFoundError)
     │   └── StoreBusyError (BlockingIOError)     another process is writing it
     ├── SelectionError (LookupError) a layer, feature or SAE that the store does not hold
+    ├── StrategyError (ValueError)   a strategy whose X and y are no dataset
     ├── ParameterError (TypeError)   an option that is unknown, missing, contradictory or unreadable
     ├── NonFiniteError (ValueError)  NaN or infinity where a dataset needs numbers
     ├── DatasetError (ValueError)    a dataset that cannot be written where it should be, or used as asked
@@ -19,8 +20,11 @@ Every message names its subject, what was expected, what was found, and what to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class FeatureStoreError(Exception):
@@ -53,6 +57,10 @@ class StoreBusyError(StoreError, BlockingIOError):
 
 class SelectionError(FeatureStoreError, LookupError):
     """A layer, feature or SAE that the store does not hold."""
+
+
+class StrategyError(FeatureStoreError, ValueError):
+    """A strategy that returns something else than a dataset's X and y."""
 
 
 class ParameterError(FeatureStoreError, TypeError):
