@@ -10,7 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from featurestore.datasets import DATASETS, Dataset, load_dataset
+from featurestore.errors import SelectionError
 from featurestore.nodes import Faults, Node, of_python, read_yaml
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
@@ -44,11 +47,30 @@ class Ranking:
     layers: Numbers | None
     min_active: int
 
-    def find(self, source: Source, split: SplitOptions | None) -> list[Located]:
-        """Rank the features of a store, by the training rows if there is a split."""
+    def find(
+        self, source: Source, entry: Entry, chosen: Mapping[str, Any], split: SplitOptions | None
+    ) -> list[Located]:
+        """Rank the features of a store, by the training rows if there is a split.
+
+        Only sentences that the strategy selects count; which these are must not depend on the feature.
+        """
         with self.node.located():
             layers = self.layers or source.layers
-            return [(self.node, target) for target in source.rank(self.by, layers, self.top, split, self.min_active)]
+            first = {"target_layer": layers[0], "target_feature": 0}
+            if len(average_l0s := source.average_l0s(layers[0])) > 1:
+                first["average_l0"] = average_l0s[0]
+
+            def rows(target: Target) -> Any:
+                return source.select(Plan.of(entry.strategy.name, {**chosen, **target})).positions
+
+            counted = rows(first)
+            found = source.rank(self.by, layers, self.top, counted, split, self.min_active)
+            if not all(np.array_equal(rows(target), counted) for target in found):
+                raise SelectionError(
+                    f"{entry.strategy.name} selects other sentences for other features, so none can be ranked; "
+                    "name the targets"
+                )
+        return [(self.node, target) for target in found]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +101,20 @@ class Entry:
         """Expand the product, normalizations aside."""
         options = {option.name: option for option in self.strategy.options}
         values = [_values(options[name], node, source) for name, node in self.alternatives.items()]
-        found = self.targets.find(source, split) if isinstance(self.targets, Ranking) else self.targets or []
-        targets = [_checked(node, target, source) for node, target in found] or [{}]
-        if (n := math.prod(map(len, [targets, *values]))) > MAX_DATASETS:
+        n_targets = self.targets.top if isinstance(self.targets, Ranking) else len(self.targets or [{}])
+        if (n := n_targets * math.prod(map(len, values))) > MAX_DATASETS:
             raise self.node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
-        for target, chosen in product(targets, product(*values)):
-            yield dict(zip(self.alternatives, chosen, strict=True)) | target
+        chosen = [dict(zip(self.alternatives, one, strict=True)) for one in product(*values)]
+        if self.targets is None:
+            yield from chosen
+            return
+        targets = [
+            self.targets.find(source, self, one, split) if isinstance(self.targets, Ranking) else self.targets
+            for one in chosen
+        ]
+        for found in zip(*targets, strict=True):
+            for one, (node, target) in zip(chosen, found, strict=True):
+                yield one | _checked(node, target, source)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,12 +22,20 @@ class Selection:
     Attributes
     ----------
     X : xarray.DataArray, or a sequence of them
-        Blocks of columns, to be put side by side. Dims `sentence` first, then any; flattened to 2-D in that order.
-        Blocks that several datasets have in common, such as one layer, are read once for all of them.
+        Blocks of columns, to be put side by side: numbers, with the dim `sentence` and its coordinate, and any further
+        dims, which are flattened in their order. Blocks that several datasets have in common, such as one layer, are
+        read once for all of them.
     y : xarray.DataArray
-        Dims `sentence`, or `sentence` and one more where there are several targets.
+        Dims `sentence`, or `sentence` and one more where there are several targets. Bool and integers become int64,
+        other numbers float32.
     densest : int, optional
-        Keep only so many columns of X, those that are not zero in most training rows.
+        Keep only so many features of X, those that are not zero in most training rows. X then is one block of dims
+        (sentence, feature).
+
+    Notes
+    -----
+    Rows are joined by the coordinate `sentence`: X and y may be in any order, and of a subset of the sentences, as long
+    as they name the same ones. Those that are left out are recorded.
     """
 
     X: xr.DataArray | Sequence[xr.DataArray]
