@@ -173,7 +173,8 @@ class Assembly:
         if len(bad) == 0:
             return selected.order, bad
         some = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        found = f"{len(bad)} of {len(finite)} sentences have NaN or infinite values (sentence_index {some})"
+        what = "NaN or infinite values, or some beyond float32"
+        found = f"{len(bad)} of {len(finite)} sentences have {what} (sentence_index {some})"
         if not plan.drop_nonfinite:
             raise NonFiniteError(f"{found}, which no dataset may hold; leave them out with --drop-nonfinite")
         if len(bad) == len(finite):

@@ -54,17 +54,15 @@ class Ranking:
 
         Only sentences that the strategy selects count; which these are must not depend on the feature.
         """
+
+        def rows(target: Target) -> Any:
+            return source.select(Plan.of(entry.strategy.name, {**chosen, **target})).positions
+
         with self.node.located():
             layers = self.layers or source.layers
-            first = {"target_layer": layers[0], "target_feature": 0}
-            if len(average_l0s := source.average_l0s(layers[0])) > 1:
-                first["average_l0"] = average_l0s[0]
-
-            def rows(target: Target) -> Any:
-                return source.select(Plan.of(entry.strategy.name, {**chosen, **target})).positions
-
-            counted = rows(first)
-            found = source.rank(self.by, layers, self.top, counted, split, self.min_active)
+            counted = rows(_told({"target_layer": layers[0], "target_feature": 0}, source))
+            ranked = source.rank(self.by, layers, self.top, counted, split, self.min_active)
+            found = [_told(target, source) for target in ranked]
             if not all(np.array_equal(rows(target), counted) for target in found):
                 raise SelectionError(
                     f"{entry.strategy.name} selects other sentences for other features, so none can be ranked; "
@@ -327,8 +325,15 @@ def _pair(node: Node) -> Target:
 
 
 def _checked(node: Node, target: Target, source: Source) -> Target:
-    """Check a target, and leave out an average L0 that tells nothing: the layer has but one SAE."""
+    """Check a target, and say of which SAE it is only as far as that tells anything."""
     with node.located():
         source.check_target(**target)
-    several = len(source.average_l0s(target["target_layer"])) > 1
-    return {name: value for name, value in target.items() if several or name != "average_l0"}
+    return _told(target, source)
+
+
+def _told(target: Target, source: Source) -> Target:
+    """Name the SAE of a target by its average L0, by default the first, but only where its layer has several."""
+    average_l0s = source.average_l0s(target["target_layer"])
+    if len(average_l0s) == 1:
+        return {name: value for name, value in target.items() if name != "average_l0"}
+    return {"average_l0": average_l0s[0]} | target
