@@ -18,7 +18,7 @@ from dask.core import flatten
 
 from featurestore import normalize
 from featurestore.datasets import Columns, Dataset
-from featurestore.errors import NonFiniteError, SelectionError, naming
+from featurestore.errors import NonFiniteError, SelectionError, naming, spelled
 from featurestore.normalize import Statistics
 from featurestore.plans import Plan, sentences_digest
 from featurestore.schema import ACTIVATIONS, SCHEMA_VERSION, __version__
@@ -163,7 +163,9 @@ class Assembly:
         some = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         found = f"{len(bad)} of {len(finite)} sentences have NaN or infinite values (sentence_index {some})"
         if not plan.drop_nonfinite:
-            raise NonFiniteError(f"{found}, which no dataset may hold; leave them out with --drop-nonfinite")
+            raise NonFiniteError(
+                f"{found}, which no dataset may hold; leave them out with {spelled('drop_nonfinite', True)}"
+            )
         if len(bad) == len(finite):
             raise NonFiniteError(f"{found}, so none is left; extract them again in float32")
         rows: Array = self.source.order[finite[self.source.order]]

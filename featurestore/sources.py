@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 
 from featurestore import splits
-from featurestore.errors import DatasetError, SelectionError
+from featurestore.errors import DatasetError, SelectionError, spelled
 from featurestore.plans import Plan, fingerprint, sentences_digest
 from featurestore.reading import open_chunks
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS
@@ -107,7 +107,7 @@ class Source:
             chosen_by_theirs = name == "input_features" and self.select(plan).densest is not None
             if not chosen_by_theirs and not np.array_equal(theirs, ours):  # type: ignore[arg-type]
                 found = f"its X has {name} {theirs}, this one has {ours}"
-                raise DatasetError(f"--stats-from: {found}; choose statistics of the same input")
+                raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
         self._warn_of_test_rows(plan.stats_from, plan.split)
 
     @property
@@ -194,7 +194,7 @@ class Source:
         found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
         if np.isin(test, theirs).any() and found not in self._warned:
             self._warned.add(found)
-            logger.warning("--stats-from: %s", found)
+            logger.warning("%s: %s", spelled("stats_from"), found)
 
     def y(self, plan: Plan) -> da.Array:
         """Return y of a plan, lazy."""
