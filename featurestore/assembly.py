@@ -16,7 +16,7 @@ from dask.base import compute
 
 from featurestore import normalize
 from featurestore.datasets import Columns, Dataset
-from featurestore.errors import NonFiniteError, SelectionError, naming
+from featurestore.errors import NonFiniteError, SelectionError, naming, spelled
 from featurestore.normalize import Normalization, Statistics
 from featurestore.plans import Plan
 from featurestore.schema import SCHEMA_VERSION, __version__
@@ -176,7 +176,9 @@ class Assembly:
         what = "NaN or infinite values, or some beyond float32"
         found = f"{len(bad)} of {len(finite)} sentences have {what} (sentence_index {some})"
         if not plan.drop_nonfinite:
-            raise NonFiniteError(f"{found}, which no dataset may hold; leave them out with --drop-nonfinite")
+            raise NonFiniteError(
+                f"{found}, which no dataset may hold; leave them out with {spelled('drop_nonfinite', True)}"
+            )
         if len(bad) == len(finite):
             raise NonFiniteError(f"{found}, so none is left; extract them again in float32")
         return selected.order[finite[selected.order]], bad
@@ -195,7 +197,8 @@ class Assembly:
         if bad.any():
             found = f"{np.count_nonzero(bad)} of {len(bad)} columns of X, such as column {bad.argmax()}"
             reason = "vary so little in the rows of the statistics that float32 cannot hold the other rows normalized"
-            raise NonFiniteError(f"{found}, {reason}; use --normalize none, or leave these sentences or columns out")
+            instead = f"use {spelled('normalize', 'none')}, or leave these sentences or columns out"
+            raise NonFiniteError(f"{found}, {reason}; {instead}")
 
     def _measured(self, plan: Plan, rows: Array) -> list[Statistics]:
         """Return the statistics of each block of X, each computed once for all plans that share it and the rows."""

@@ -23,7 +23,7 @@ import filelock
 import numpy as np
 
 from featurestore.batch import Batch, Staged
-from featurestore.errors import StoreBusyError, StoreError
+from featurestore.errors import StoreBusyError, StoreError, spelled
 from featurestore.reading import open_array, read_coord
 from featurestore.schema import (
     ACTIVATIONS,
@@ -86,7 +86,9 @@ def _locked(path: Path, wait: bool) -> Iterator[None]:
         with suppress(FileNotFoundError):
             holder = lock_path.read_text(errors="replace") or holder
         if not wait:
-            raise StoreBusyError(f"{path}: is being written by {holder}; try again later, or use --wait") from None
+            raise StoreBusyError(
+                f"{path}: is being written by {holder}; try again later, or use {spelled('wait', True)}"
+            ) from None
         logger.info("waiting for %s, who writes %s", holder, path)
         lock.acquire()
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from featurestore import commit, sentences
 from featurestore.batch import Staged, stage
 from featurestore.commit import Writer
-from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, naming, shown
+from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, naming, shown, spelled
 from featurestore.npz import Archive
 from featurestore.reading import extraction_of, read_coord
 from featurestore.schema import SentenceFile, Skipped
@@ -122,7 +122,7 @@ def ingest(
         if own and writer and writer.n_sentences and not changes.present:
             raise StoreError(
                 f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
-                f"use: ingest {source} --store OTHER, then --input OTHER"
+                f"ingest {source} into another store ({spelled('store')}), and build from that"
             )
         files, bad = _scan(changes.new, writer, progress)
         recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
@@ -204,7 +204,7 @@ def _scan(paths: Sequence[Path], writer: Writer | None, progress: Progress) -> t
                     file.path.name,
                     f"sentence_index {file.sentence_index} is in the store with other content (from "
                     f"{sources[file.sentence_index]}), which stays; if it was extracted again, remove the store and "
-                    "ingest everything, otherwise choose another with --store",
+                    f"ingest everything, otherwise choose another with {spelled('store')}",
                 )
             )
         else:
@@ -218,6 +218,7 @@ def _append(
     """Append files batch by batch; return those whose data turned out to be damaged."""
     damaged: list[Skipped] = []
     nonfinite: dict[str, int] = {}
+    advice = f"or leave it out: ingest with {spelled('skip_bad', True)}"
 
     def load(file: SentenceFile) -> Staged | Skipped:
         try:
@@ -225,7 +226,7 @@ def _append(
         except NpzError as error:
             if skip_bad or file.path.name in recorded:
                 return Skipped(file.path.name, str(error).removeprefix(f"{shown(file.path)}: "))
-            raise NpzError(f"{error}; or leave it out with ingest --skip-bad") from error
+            raise NpzError(f"{error}; {advice}") from error
 
     batch: list[Staged] = []
     expected = writer.n_sentences + len(files)
@@ -246,9 +247,10 @@ def _append(
         writer.append(batch, expected)
     if nonfinite:
         logger.warning(
-            "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with --drop-nonfinite",
+            "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with %s",
             sum(nonfinite.values()),
             _some(list(nonfinite)),
+            spelled("drop_nonfinite", True),
         )
     if longer := [file.path.name for file in files if file.n_after_final]:
         logger.warning("left out the fragments after the final token in %s", _some(longer))
@@ -284,7 +286,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe(source: Path, bad: Sequence[Skipped], n_files: int) -> str:
-    advice = "none is left to ingest" if len(bad) == n_files else "ingest --skip-bad leaves them out"
+    out = f"ingest with {spelled('skip_bad', True)} leaves them out"
+    advice = "none is left to ingest" if len(bad) == n_files else out
     lines = [f"{source}: {len(bad)} of {n_files} files cannot be ingested, so nothing was written ({advice}):"]
     return "\n".join([*lines, *(f"  {shown(source / entry.file)}: {entry.reason}" for entry in bad)])
 

@@ -30,10 +30,12 @@ def parse_numbers(name: str, text: str) -> Numbers:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
         if not match:
-            raise ParameterError(f"{name} {text!r}: expected numbers and ranges such as 0-2,10,15-17, found {part!r}")
+            raise ParameterError(
+                f"{name}: expected numbers and ranges such as 0-2,10,15-17, found {part!r} in {text!r}"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ParameterError(f"{name} {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
+            raise ParameterError(f"{name}: the range {part.strip()} in {text!r} runs backwards; write {last}-{first}")
         found.extend(range(first, last + 1))
     return number_tuple(name, found)
 
@@ -53,7 +55,7 @@ def number_tuple(name: str, value: object) -> Numbers:
     """
     values = [value] if isinstance(value, int) else value
     if not isinstance(values, Sequence) or not values:
-        raise ParameterError(f"{name} {value!r}: expected text such as 0-2,10,15-17, or a sequence of integers")
+        raise ParameterError(f"{name}: expected text such as 0-2,10,15-17, or a sequence of integers, found {value!r}")
     found = tuple(integer(name, number) for number in values)
     if repeated := [number for number, count in Counter(found).items() if count > 1]:
         raise ParameterError(f"{name}: {', '.join(map(str, repeated))} named twice; name each once")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.datasets import DATASETS, Dataset, load_dataset
-from featurestore.errors import SelectionError
+from featurestore.errors import SelectionError, speaking, spelled
 from featurestore.nodes import Faults, Node, of_python, read_yaml
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
@@ -148,6 +148,7 @@ class Recipe:
     refuse: bool
     min_active: int
 
+    @speaking("recipe")
     def plans(self, source: Source) -> list[Plan]:
         """Expand the recipe for one store, and check every plan against it. The same plan twice counts once.
 
@@ -170,6 +171,7 @@ class Recipe:
         return list(plans.values())
 
 
+@speaking("recipe")
 def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     """Read a recipe and check all that can be checked without its stores.
 
@@ -288,7 +290,7 @@ def _values(option: Option, node: Node, source: Source | None) -> list[Any]:
                 layers = source.layers if source else (0,)
                 found: list[Any] = [*layers] if option.type is int else [layers]
             elif option.type is int and isinstance(item.value, str):
-                found = [*parse_numbers(option.flag, item.value)]
+                found = [*parse_numbers(spelled(option.name), item.value)]
             else:
                 found = [option.convert(item.plain())]
             if source:
@@ -313,7 +315,7 @@ def _targets(node: Node, min_active: int) -> list[Located] | Ranking:
     layers = None
     if "layers" in given and given["layers"].value != ALL:
         with given["layers"].located():
-            layers = numbers("--layers", given["layers"].plain())
+            layers = numbers(spelled("layers"), given["layers"].plain())
     return Ranking(node, given["rank_by"].choice(list(RANKINGS)), given["top"].count(), layers, min_active)
 
 

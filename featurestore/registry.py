@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
-from featurestore.errors import ParameterError
+from featurestore.errors import ParameterError, spelled
 from featurestore.ranges import Numbers, integer, numbers
 
 if TYPE_CHECKING:
@@ -71,13 +72,13 @@ class Option:
             If it is not of the option's type.
         """
         if self.type == Numbers:
-            return numbers(self.flag, value)
+            return numbers(spelled(self.name), value)
         if self.type is int:
-            return integer(self.flag, value)
+            return integer(spelled(self.name), value)
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if not isinstance(value, self.type):
-            raise ParameterError(f"{self.flag}: expected {self.type.__name__}, found {value!r}")
+            raise ParameterError(f"{spelled(self.name)}: expected {self.type.__name__}, found {value!r}")
         return value
 
 
@@ -105,16 +106,16 @@ class Strategy:
         """
         given = {name: value for name, value in given.items() if value is not None}
         options = {option.name: option for option in self.options}
-        takes = ", ".join(option.flag for option in self.options) or "none"
+        takes = ", ".join(spelled(name) for name in options) or "none"
         for name in given:
             if name not in options:
-                raise ParameterError(f"--{name.replace('_', '-')}: {self.name} takes no such option; it takes {takes}")
-        missing = [option.flag for option in self.options if option.required and option.name not in given]
+                raise ParameterError(f"{spelled(name)}: {self.name} takes no such option; it takes {takes}")
+        missing = [spelled(option.name) for option in self.options if option.required and option.name not in given]
         if missing:
             raise ParameterError(f"{self.name} needs {' and '.join(missing)}; it takes {takes}")
         if self.one_of and len([name for name in self.one_of if name in given]) != 1:
-            flags = " or ".join(options[name].flag for name in self.one_of)
-            raise ParameterError(f"{self.name} needs either {flags}, and not both")
+            either = " or ".join(map(spelled, self.one_of))
+            raise ParameterError(f"{self.name} needs either {either}, and not both")
         return {name: option.convert(given[name]) for name, option in options.items() if name in given}
 
 
@@ -146,7 +147,7 @@ def strategy(
         known = _REGISTRY.get(name)
         if known and (known.select.__module__, known.select.__qualname__) != (select.__module__, select.__qualname__):
             raise ValueError(f"strategy {name!r} is registered already")
-        if not inspect.getdoc(select):
+        if not inspect.getdoc(select) and sys.flags.optimize < 2:  # python -OO leaves docstrings out
             raise ValueError(f"strategy {name!r} needs a docstring")
         _, *parameters = inspect.signature(select).parameters.values()
         _REGISTRY[name] = Strategy(name, select, _options(name, parameters, select.__globals__), one_of)

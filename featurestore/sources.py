@@ -12,7 +12,7 @@ import numpy as np
 
 from featurestore import splits
 from featurestore.alignment import Aligned, align
-from featurestore.errors import DatasetError, SelectionError, StrategyError
+from featurestore.errors import DatasetError, SelectionError, StrategyError, spelled
 from featurestore.plans import Plan, fingerprint, sentences_digest
 from featurestore.reading import open_chunks
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS
@@ -122,7 +122,7 @@ class Source:
             chosen_by_theirs = name == "input_features" and self.select(plan).densest is not None
             if not chosen_by_theirs and not np.array_equal(theirs, ours):  # type: ignore[arg-type]
                 found = f"its X has {name} {theirs}, this one has {ours}"
-                raise DatasetError(f"--stats-from: {found}; choose statistics of the same input")
+                raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
         self._warn_of_test_rows(plan.stats_from, plan.split)
 
     @property
@@ -218,7 +218,7 @@ class Source:
         found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
         if np.isin(test, theirs).any() and found not in self._warned:
             self._warned.add(found)
-            logger.warning("--stats-from: %s", found)
+            logger.warning("%s: %s", spelled("stats_from"), found)
 
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
         """Return the blocks of X of some plans by name, what they share once."""

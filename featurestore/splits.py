@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.duplicates import Components, group_near_duplicates
-from featurestore.errors import ParameterError, SelectionError, shown
+from featurestore.errors import ParameterError, SelectionError, shown, spelled
 from featurestore.ranges import integer
 
 if TYPE_CHECKING:
@@ -48,17 +48,23 @@ class SplitOptions:
     def __post_init__(self) -> None:
         size: object = self.test_size
         if size is None and self.folds is None:
-            raise ParameterError("--seed and --group-by need --test-size or --folds")
+            raise ParameterError(
+                "{} and {} need {} or {}".format(*map(spelled, ("seed", "group_by", "test_size", "folds")))
+            )
         number = isinstance(size, int | float | np.floating) and not isinstance(size, bool)
         if size is not None and not (number and 0 < size < 1):  # type: ignore[operator]
-            raise ParameterError(f"--test-size: expected a fraction between 0 and 1, such as 0.2, found {size!r}")
-        folds = None if self.folds is None else integer("--folds", self.folds)
+            raise ParameterError(
+                f"{spelled('test_size')}: expected a fraction between 0 and 1, such as 0.2, found {size!r}"
+            )
+        folds = None if self.folds is None else integer(spelled("folds"), self.folds)
         if folds is not None and folds < 2:
-            raise ParameterError(f"--folds: expected at least 2, found {folds}")
-        if (seed := integer("--seed", self.seed)) < 0:
-            raise ParameterError(f"--seed: expected 0 or more, found {seed}")
+            raise ParameterError(f"{spelled('folds')}: expected at least 2, found {folds}")
+        if (seed := integer(spelled("seed"), self.seed)) < 0:
+            raise ParameterError(f"{spelled('seed')}: expected 0 or more, found {seed}")
         if self.group_by is not None and not (isinstance(self.group_by, str) and self.group_by):
-            raise ParameterError(f"--group-by: expected a coordinate or FILE.csv:COLUMN, found {self.group_by!r}")
+            raise ParameterError(
+                f"{spelled('group_by')}: expected a coordinate or FILE.csv:COLUMN, found {self.group_by!r}"
+            )
         # Plain numbers in place of numpy's, which JSON does not know.
         plain = {"test_size": None if size is None else float(size), "folds": folds, "seed": seed}  # type: ignore[arg-type]
         for name, value in plain.items():
@@ -276,8 +282,8 @@ def _met(sides: NDArray[np.int64], options: SplitOptions) -> bool:
 
 def _impossible(units: NDArray[np.int64], options: SplitOptions) -> SelectionError:
     n, largest = len(units), int(_sizes(units).max(initial=0))
-    flags = {"--test-size": options.test_size, "--folds": options.folds}
-    asked = " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+    sizes = {"test_size": options.test_size, "folds": options.folds}
+    asked = ", ".join(spelled(name, value) for name, value in sizes.items() if value is not None)
     if largest < 2:
         return SelectionError(f"{asked}: {n} sentences are too few; ask for fewer or larger parts, or ingest more")
     kin = "near-duplicates" if options.group_by is None else "near-duplicates or members of one group"
@@ -295,8 +301,8 @@ def _group_names(ds: xr.Dataset, group_by: str) -> list[str]:
     path, _, column = group_by.rpartition(":")
     if not path or not column:
         expected = f"expected FILE.csv:COLUMN or one of {', '.join(sorted(coordinates))}"
-        raise ParameterError(f"--group-by: {expected}, found {group_by!r}")
-    where = f"--group-by {shown(path)}"
+        raise ParameterError(f"{spelled('group_by')}: {expected}, found {group_by!r}")
+    where = spelled("group_by", path)
     key, named = _read_groups(path, column, where)
     coordinate = {"sentence_index": "sentence", "sentence": "text"}[key]
     sentences = [str(value).strip() for value in ds[coordinate].values.tolist()]

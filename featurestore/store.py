@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.errors import StoreError, StoreNotFoundError
+from featurestore.errors import StoreError, StoreNotFoundError, spelled
 from featurestore.schema import (
     ACTIVATIONS,
     ARRAY_DIMS,
@@ -87,7 +87,9 @@ def read_root(path: Path) -> Root:
         root["attributes"].pop(_CHECKSUM, None)
     except (FileNotFoundError, NotADirectoryError) as error:
         if not path.exists():
-            raise StoreNotFoundError(f"{path}: no such store; make it with: ingest FOLDER --store {path}") from error
+            raise StoreNotFoundError(
+                f"{path}: no such store; make it by an ingest with {spelled('store', str(path))}"
+            ) from error
         found = (
             "a folder of sentence NPZs; ingest it first"
             if any(path.glob("sentence_*.npz"))
