@@ -124,9 +124,10 @@ class Stream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write and flush."""
+        escaped = text.encode(self.encoding, self.errors).decode(self.encoding)
         try:
-            if self._stream is not None and not self.fault:
-                self._stream.write(text.encode(self.encoding, self.errors).decode(self.encoding))
+            if escaped and self._stream is not None and not self.fault:
+                self._stream.write(escaped)
                 self._stream.flush()
         except OSError as error:
             self.fault = error
