@@ -14,6 +14,7 @@ from featurestore.ingestion import find_store
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
 from featurestore.sources import Source
+from featurestore.store import store_name
 
 logger = logging.getLogger(__name__)
 
@@ -125,4 +126,4 @@ def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite
 
 def default_output(store: PathLike, plan: Plan, folder: Path = datasets.DATASETS) -> Path:
     """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its parameters>.npz``."""
-    return folder / Path(store).resolve().stem / plan.file_name
+    return folder / store_name(Path(store)) / plan.file_name

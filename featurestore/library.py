@@ -15,7 +15,7 @@ from featurestore import datasets
 from featurestore.errors import DatasetError, NpzError, StoreError, shown
 from featurestore.plans import fingerprint, sentences_digest
 from featurestore.reading import read_coord
-from featurestore.store import read_root
+from featurestore.store import is_store, read_root
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +114,10 @@ def list_datasets(folder: str | os.PathLike[str], stores: str | os.PathLike[str]
 
 
 def _digest(stores: Path, name: str) -> str | None:
-    store = stores / f"{name}.zarr"
-    if store.parent != stores:
+    if Path(name).name != name or name == "..":
         return None
     try:
+        store = stores / f"{name}.zarr" if is_store(stores / f"{name}.zarr") else stores / name
         root = read_root(store)
         indices, digests = (read_coord(store, root, coord) for coord in ("sentence", "source_digest"))
     except (StoreError, OSError):

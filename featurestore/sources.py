@@ -16,6 +16,7 @@ from featurestore.errors import DatasetError, SelectionError, StrategyError, spe
 from featurestore.plans import Plan, fingerprint, sentences_digest
 from featurestore.reading import open_chunks
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS
+from featurestore.store import store_name
 from featurestore.strategies import check_feature, sae_position, sae_positions
 from featurestore.targets import Target, rank
 
@@ -65,9 +66,6 @@ class Source:
         self.sentences = self.ds["sentence"].values
         if len(self.sentences) == 0:
             raise SelectionError(f"{store}: holds no sentences yet; ingest some first")
-        if expected := self.ds.attrs["expected_sentences"]:
-            found = f"{len(self.sentences)} of {expected} sentences"
-            logger.warning("%s is incomplete: %s; its ingest goes on, or was interrupted: run it again", store, found)
         self.digests = self.ds["source_digest"].values
         self.digest = sentences_digest(self.sentences, self.digests)
         self._selections: dict[str, Aligned] = {}
@@ -78,7 +76,7 @@ class Source:
     @property
     def name(self) -> str:
         """Name of the store, without its folder."""
-        return self.path.resolve().stem
+        return store_name(self.path)
 
     def select(self, plan: Plan) -> Aligned:
         """Return X and y of a plan, lazy.
