@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
-from featurestore.errors import ParameterError
+from featurestore.errors import ParameterError, brief, shortened
 from featurestore.ranges import Numbers, integer, numbers
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Option:
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if not isinstance(value, self.type):
-            raise ParameterError(f"{self.flag}: expected {self.type.__name__}, found {value!r}")
+            raise ParameterError(f"{self.flag}: expected {self.type.__name__}, found {brief(value)}")
         return value
 
 
@@ -100,7 +100,8 @@ class Strategy:
         takes = ", ".join(option.flag for option in self.options) or "none"
         for name in given:
             if name not in options:
-                raise ParameterError(f"--{name.replace('_', '-')}: {self.name} takes no such option; it takes {takes}")
+                flag = f"--{shortened(name).replace('_', '-')}"
+                raise ParameterError(f"{flag}: {self.name} takes no such option; it takes {takes}")
         missing = [option.flag for option in self.options if option.required and option.name not in given]
         if missing:
             raise ParameterError(f"{self.name} needs {' and '.join(missing)}; it takes {takes}")
@@ -160,8 +161,8 @@ def get_strategy(name: str) -> Strategy:
     ParameterError
         If there is none of that name.
     """
-    if name not in _REGISTRY:
-        raise ParameterError(f"strategy: expected one of {', '.join(_REGISTRY)}, found {name!r}")
+    if not isinstance(name, str) or name not in _REGISTRY:
+        raise ParameterError(f"strategy: expected one of {', '.join(_REGISTRY)}, found {brief(name)}")
     return _REGISTRY[name]
 
 
