@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import ParameterError, SelectionError, shown
-from featurestore.ranges import integer
 from featurestore.schema import ACTIVATIONS
 from featurestore.strategies import final, sae_positions
+from featurestore.texts import Table, whole_number
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,36 +40,18 @@ def read_ranked(path: Path, top: int | None) -> list[Target]:
     Raises
     ------
     ParameterError
-        If a column is missing, or a row is unreadable, there twice, or missing.
+        If the file cannot be read, a column is missing, a cell is no integer, or there are fewer features.
     """
     targets: dict[tuple[int, ...], Target] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            if missing := [name for name in _COLUMNS.values() if name not in (reader.fieldnames or ())]:
-                found = ", ".join(map(shown, reader.fieldnames or ())) or "none"
-                raise ParameterError(f"{shown(path)}: expected the columns {', '.join(missing)}, found {found}")
-            for row in reader:
-                if len(targets) == top:
-                    break
-                where = f"{shown(path)}:{reader.line_num}"
-                target = {name: _number(where, column, row[column]) for name, column in _COLUMNS.items()}
-                targets.setdefault(tuple(target.values()), target)
-    except OSError as error:
-        raise ParameterError(f"{shown(path)}: cannot be read ({error.strerror})") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ParameterError(f"{shown(path)}: expected a CSV file in UTF-8, found something else ({error})") from error
+    for where, cells in Table(path).rows(list(_COLUMNS.values())):
+        if len(targets) == top:
+            break
+        named = zip(_COLUMNS.items(), cells, strict=True)
+        target = {name: whole_number(where, column, cell) for (name, column), cell in named}
+        targets.setdefault(tuple(target.values()), target)
     if len(targets) < (top or 1):
         raise ParameterError(f"{shown(path)}: expected at least {top or 1} features, found {len(targets)}")
     return list(targets.values())
-
-
-def _number(where: str, column: str, text: str | None) -> int:
-    try:
-        number = float(text or "")
-        return integer(column, int(number) if number.is_integer() else text)
-    except (ValueError, TypeError) as error:
-        raise ParameterError(f"{where}: {column}: expected an integer, found {text!r}") from error
 
 
 def _by_label(n: int, moments: NDArray[np.float64]) -> NDArray[np.float64]:
