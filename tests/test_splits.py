@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from featurestore.splits import Split, SplitOptions, split
 SENTENCE = "I told the panel I had finished my degree even though I dropped out."
 
 WORDS = [*"I told my manager that the receipts were lost although everybody had seen them".split(), "謊言", "👍"]  # noqa: SIM905
+
+
+INVISIBLE = "\N{SOFT HYPHEN}\u200b\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}\N{WORD JOINER}\ufeff\u202a"
 
 
 def brute_force(texts: Sequence[str], similarity: float) -> list[int]:
@@ -113,6 +117,7 @@ def test_groups_of_templates_are_those_of_comparing_all_pairs(slots: int, words:
         SENTENCE[:-1] + " again.",
         SENTENCE.replace("I had", "had"),
         SENTENCE.replace("fi", "\N{LATIN SMALL LIGATURE FI}"),
+        *("".join(f"{char}{invisible}" for char in SENTENCE) for invisible in INVISIBLE),
     ],
 )
 def test_what_is_a_near_duplicate(other: str) -> None:
@@ -130,6 +135,20 @@ def test_what_is_no_near_duplicate() -> None:
 def test_texts_of_almost_nothing() -> None:
     texts = ["", " ", "?!", "?!", "...", "a", "A!", "b", "ab", "👍", "👍 ", "👎", "❤️", "☀️", "謊言", "謊言。", "真話"]
     assert group_near_duplicates(texts).tolist() == [0, 0, 2, 2, 4, 5, 5, 7, 8, 9, 9, 11, 12, 13, 14, 14, 16]
+
+
+def test_what_is_invisible_parts_no_words() -> None:
+    texts = ["co\u00adop", "coop", "co op", "\u200bco\ufeffo\u200dp", "cafe\u200c\u0301", "caf\u00e9", "\u00ad", ""]
+    assert group_near_duplicates(texts, 1.0).tolist() == [0, 0, 2, 0, 4, 4, 6, 7]
+    family = "\N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}"
+    assert group_near_duplicates([family, "\N{MAN}\N{WOMAN}", family + " "], 1.0).tolist() == [0, 1, 0]
+
+
+@given(st.text(st.characters(exclude_categories=["Cf", "Cs"])))
+def test_texts_without_anything_invisible_are_compared_as_ever(text: str) -> None:
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = "".join(char if char.isalnum() or unicodedata.category(char)[0] == "M" else " " for char in folded)
+    assert _normalized(text) == (" ".join(words.split()) if any(map(str.isalnum, folded)) else folded.strip())
 
 
 def test_scripts_without_spaces_and_with_marks() -> None:
