@@ -22,6 +22,8 @@ asked: options are spelled ``layers=`` in Python, ``--layers`` on the command li
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 Language = Literal["Python", "command line", "recipe"]
 
 _language: ContextVar[Language] = ContextVar("language", default="Python")
+_LONGEST = 80
+_REPR = reprlib.Repr(maxlevel=3, maxstring=_LONGEST - 10, maxother=_LONGEST - 10, maxlong=40)
 
 
 class FeatureStoreError(Exception):
@@ -126,3 +130,17 @@ def shown(name: object) -> str:
     """Spell a file name so that it stays on one line and cannot drive a terminal."""
     text = str(name)
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def shortened(text: object) -> str:
+    """Spell a text as `shown` does, cut to what a message has room for."""
+    spelled = shown(text)
+    return spelled if len(spelled) <= _LONGEST else f"{spelled[:_LONGEST]}..."
+
+
+def brief(value: object) -> str:
+    """Spell a value that was found, whatever it is, as `repr` does, but on one short line."""
+    try:
+        return shortened(re.sub(r"\s*\n\s*", " ", _REPR.repr(value)))
+    except Exception:  # a foreign __repr__ may do anything, and the longest integers have none
+        return shortened(f"<{type(value).__name__}>")

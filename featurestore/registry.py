@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
-from featurestore.errors import ParameterError, spelled
+from featurestore.errors import ParameterError, brief, shortened, spelled
 from featurestore.ranges import Numbers, integer, numbers
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Option:
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if not isinstance(value, self.type):
-            raise ParameterError(f"{spelled(self.name)}: expected {self.type.__name__}, found {value!r}")
+            raise ParameterError(f"{spelled(self.name)}: expected {self.type.__name__}, found {brief(value)}")
         return value
 
 
@@ -109,7 +109,7 @@ class Strategy:
         takes = ", ".join(spelled(name) for name in options) or "none"
         for name in given:
             if name not in options:
-                raise ParameterError(f"{spelled(name)}: {self.name} takes no such option; it takes {takes}")
+                raise ParameterError(f"{spelled(shortened(name))}: {self.name} takes no such option; it takes {takes}")
         missing = [spelled(option.name) for option in self.options if option.required and option.name not in given]
         if missing:
             raise ParameterError(f"{self.name} needs {' and '.join(missing)}; it takes {takes}")
@@ -169,8 +169,8 @@ def get_strategy(name: str) -> Strategy:
     ParameterError
         If there is none of that name.
     """
-    if name not in _REGISTRY:
-        raise ParameterError(f"strategy: expected one of {', '.join(_REGISTRY)}, found {name!r}")
+    if not isinstance(name, str) or name not in _REGISTRY:
+        raise ParameterError(f"strategy: expected one of {', '.join(_REGISTRY)}, found {brief(name)}")
     return _REGISTRY[name]
 
 
