@@ -77,7 +77,7 @@ _REMEDIES = {
     errno.EACCES: "check its permissions",
     errno.EPERM: "check its permissions",
     errno.EROFS: "choose another path",
-    errno.ENOENT: "check that it is still there",
+    errno.ENOENT: "check that the path still exists",
     errno.EEXIST: "something else is in its place: move that, or choose another path",
     errno.ENOTDIR: "what should be a folder is none: check the path, or choose another",
     errno.EISDIR: "expected a file, found a folder: choose another path",
@@ -85,6 +85,7 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "close other programs",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another file system",
     errno.EIO: "check the disk",
 }
 
@@ -92,7 +93,7 @@ _REMEDIES = {
 def _described(error: OSError) -> str:
     """Say what a system error is about, and what to do; the system names all but the working folder."""
     unnamed = "the working folder" if error.errno == errno.ENOENT else "a file"
-    name = unnamed if error.filename is None else shown(os.fsdecode(error.filename))
+    name = unnamed if error.filename is None else shown(error.filename)
     remedy = _REMEDIES.get(error.errno or 0, "run the same command again")
     return f"{name}: cannot be written or read ({error.strerror or error}); {remedy}"
 
