@@ -50,7 +50,8 @@ class Node:
         except RecipeError:
             raise
         except FeatureStoreError as error:
-            raise self.error(error) from error
+            key = re.sub(r".*[ .]|\[.*", "", self.where)
+            raise self.error(str(error).removeprefix(f"{key}: ")) from error
 
     def items(self) -> list[Node]:
         """Return the elements of a list; anything else is a list of one."""

@@ -92,16 +92,16 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "a missing option": (
         GOOD.replace("    layer: 0\n", ""),
-        r"bad.yaml:3: datasets\[0\]: .*either --layer or --layers",
+        r"bad.yaml:3: datasets\[0\]: .*either layer or layers",
     ),
     "both options": (GOOD + "    layers: 0-5\n", r"bad.yaml:3: datasets\[0\]: .*not both"),
     "a bad layer": (
         GOOD.replace("0", "[1, x]"),
-        r"bad.yaml:4: datasets\[0\].layer\[1\]: --layer 'x': expected numbers",
+        r"bad.yaml:4: datasets\[0\].layer\[1\]: expected numbers and ranges .*, found 'x'",
     ),
     "a fraction": (
         GOOD.replace("0", "1.5"),
-        r"bad.yaml:4: datasets\[0\].layer: --layer: expected an integer, found 1.5",
+        r"bad.yaml:4: datasets\[0\].layer: expected an integer, found 1.5",
     ),
     "a bad range": (GOOD.replace("layer: 0", "layers: 5-2"), "bad.yaml:4: .*runs backwards; write 2-5"),
     "no values": (GOOD.replace("0", "[]"), r"bad.yaml:4: datasets\[0\].layer: expected at least one value"),
@@ -109,7 +109,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a bad choice": (GOOD + "problems: ignore\n", "bad.yaml:5: problems: expected one of skip, refuse"),
     "a bad flag": (GOOD + "drop_nonfinite: 1\n", "bad.yaml:5: drop_nonfinite: expected true or false, found 1"),
     "a bad count": (GOOD + "min_active: 0\n", "bad.yaml:5: min_active: expected a number of at least 1"),
-    "a bad split": (GOOD + "split: {test_size: 2}\n", "bad.yaml:5: split.test_size: --test-size: expected a fraction"),
+    "a bad split": (GOOD + "split: {test_size: 2}\n", "bad.yaml:5: split.test_size: expected a fraction"),
     "an unknown split key": (GOOD + "split:\n  size: 2\n", "bad.yaml:6: split.size: unknown key"),
     "a path that is none": (GOOD.replace("care", "3"), "bad.yaml:1: stores: expected text, found 3"),
     "no such store": (GOOD.replace("care", "nowhere"), "nowhere: no such store or folder"),
@@ -149,12 +149,12 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "a NUL": (GOOD + 'output: "a\\0b"\n', r"bad.yaml:5: output: expected text, found 'a\\x00b'"),
     "an empty split": (GOOD + "split: {}\n", "bad.yaml:5: split: expected test_size, folds or both"),
-    "a list in a split": (GOOD + "split: {folds: [3, 5]}\n", r"bad.yaml:5: split.folds: --folds: .*found \[3, 5\]"),
+    "a list in a split": (GOOD + "split: {folds: [3, 5]}\n", r"bad.yaml:5: split.folds: .*found \[3, 5\]"),
     "top 0": (
         GOOD + "  - strategy: hidden-to-feature\n    targets: {ranked: x.csv, top: 0}\n",
         r"^bad.yaml:6: datasets\[1\].targets.top: expected a number of at least 1, found 0$",
     ),
-    "an impossible split": (GOOD + "split: {folds: 1000}\n", "care.zarr: --folds 1000: 90 sentences are too few"),
+    "an impossible split": (GOOD + "split: {folds: 1000}\n", "care.zarr: folds: 1000: 90 sentences are too few"),
     "an output that is a file": (GOOD + "output: bad.yaml\n", "bad.yaml: expected a folder for datasets, found a file"),
     "a huge product": (
         GOOD.replace("layer: 0", "layer: 0") + "  - strategy: embedding-to-feature\n    target_layer: '0-1'\n"

@@ -121,7 +121,7 @@ def test_recipes_are_told_of_their_keys(cli: Any, store: Path) -> None:
     Path("r.yaml").write_text(json.dumps(recipe))
     with pytest.raises(featurestore.RecipeError) as caught:
         featurestore.sweep("r.yaml")
-    assert "split.test_size: test_size: expected a fraction" in str(caught.value)
+    assert "split.test_size: expected a fraction" in str(caught.value)
     assert "needs target_feature; it takes target_layer, target_feature, " in str(caught.value)
     assert str(caught.value) in cli("sweep", "r.yaml").output
 
