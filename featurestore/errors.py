@@ -134,8 +134,8 @@ def shown(name: object) -> str:
 
 def shortened(text: object) -> str:
     """Spell a text as `shown` does, cut to what a message has room for."""
-    spelled = shown(text)
-    return spelled if len(spelled) <= _LONGEST else f"{spelled[:_LONGEST]}..."
+    line = shown(text)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def brief(value: object) -> str:

@@ -320,7 +320,7 @@ def _group_names(ds: xr.Dataset, group_by: str) -> list[str]:
         some = "; ".join(map(shortened, unnamed[:3])) + "; ..." * (len(unnamed) > 3)
         found = f"{len(unnamed)} of {len(sentences)} sentences are not in it ({key} {some})"
         add = f"add them, with an empty {shortened(column.strip())} where there is no group"
-        raise ParameterError(f"{spelled('group_by', path)}: {found}; {add}")
+        raise ParameterError(f"{spelled('group_by')}: {shortened(path)}: {found}; {add}")
     return [named.get(name, "") for name in sentences]
 
 

@@ -72,8 +72,8 @@ def _boundary() -> Iterator[None]:
 
 
 _REMEDIES = {
-    errno.ENOSPC: "what was there before is intact: free some space, then run the same command again",
-    errno.EDQUOT: "what was there before is intact: free some space, then run the same command again",
+    errno.ENOSPC: "free some space, then run the same command again; what was there before is intact",
+    errno.EDQUOT: "free some space, then run the same command again; what was there before is intact",
     errno.EACCES: "check its permissions",
     errno.EPERM: "check its permissions",
     errno.EROFS: "choose another path",

@@ -361,5 +361,5 @@ def test_a_new_strategy_is_one_function(sample_store: Path, monkeypatch: pytest.
 
     with pytest.raises(ValueError, match="Annotated"):
         featurestore.strategy("plain")(plain)
-    with pytest.raises(featurestore.ParameterError, match="--at-least: expected an integer, found 'x'"):
+    with pytest.raises(featurestore.ParameterError, match="at_least=: expected an integer, found 'x'"):
         featurestore.build(sample_store, "text-length", at_least="x")

@@ -435,22 +435,22 @@ def test_files_that_do_not_say_the_groups(
     three: xr.Dataset, content: bytes, column: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "groups.csv").write_bytes(content)
-    with pytest.raises(ParameterError, match=f"^--group-by .*groups.csv:? ?{message}"):
+    with pytest.raises(ParameterError, match=f"^group_by=: .*groups.csv:? ?{message}"):
         split(three, SplitOptions(folds=2, group_by=f"{tmp_path / 'groups.csv'}:{column}"))
 
 
 @pytest.mark.parametrize(
     ("group_by", "message"),
     [
-        ("kin", "^--group-by: expected FILE.csv:COLUMN or one of kind, label, sentence, text, found 'kin'"),
-        (":kin", "^--group-by: expected FILE.csv:COLUMN"),
-        ("groups.csv:", "^--group-by: expected FILE.csv:COLUMN"),
-        ("nowhere.csv:kin", "^--group-by nowhere.csv: cannot be read .No such file"),
-        (".:kin", "^--group-by .: cannot be read; expected a CSV file, found no regular file"),
-        ("/dev/zero:kin", "^--group-by /dev/zero: cannot be read; expected a CSV file, found no regular file"),
-        ("a" * 5000 + ":kin", "^--group-by a*...: is too long for a path"),
-        ("a" * 5000, "^--group-by: expected FILE.csv:COLUMN .*, found 'a*...a*'$"),
-        ("\0:kin", r"^--group-by \\x00: holds a NUL character"),
+        ("kin", "^group_by=: expected FILE.csv:COLUMN or one of kind, label, sentence, text, found 'kin'"),
+        (":kin", "^group_by=: expected FILE.csv:COLUMN"),
+        ("groups.csv:", "^group_by=: expected FILE.csv:COLUMN"),
+        ("nowhere.csv:kin", "^group_by=: nowhere.csv: cannot be read .No such file"),
+        (".:kin", "^group_by=: .: cannot be read; expected a CSV file, found no regular file"),
+        ("/dev/zero:kin", "^group_by=: /dev/zero: cannot be read; expected a CSV file, found no regular file"),
+        ("a" * 5000 + ":kin", "^group_by=: a*...: is too long for a path"),
+        ("a" * 5000, "^group_by=: expected FILE.csv:COLUMN .*, found 'a*...a*'$"),
+        ("\0:kin", r"^group_by=: \\x00: holds a NUL character"),
     ],
 )
 def test_groups_that_are_nowhere(three: xr.Dataset, group_by: str, message: str) -> None:
@@ -461,12 +461,12 @@ def test_groups_that_are_nowhere(three: xr.Dataset, group_by: str, message: str)
 @pytest.mark.parametrize(
     ("wrong", "flag"),
     [
-        *(({"test_size": size}, "--test-size") for size in (0, 1, -0.2, 1.5, float("nan"), True, "0.2", [0.2])),
-        *(({"folds": folds}, "--folds") for folds in (1, 0, -3, 2.0, True, "5")),
-        *(({"folds": 2, "seed": seed}, "--seed") for seed in (-1, 1.0, None, "1", False)),
-        *(({"folds": 2, "group_by": name}, "--group-by") for name in ("", 3, ["label"])),
-        ({}, "--seed and --group-by need --test-size or --folds"),
-        ({"seed": 3, "group_by": "label"}, "--seed and --group-by need"),
+        *(({"test_size": size}, "test_size=") for size in (0, 1, -0.2, 1.5, float("nan"), True, "0.2", [0.2])),
+        *(({"folds": folds}, "folds=") for folds in (1, 0, -3, 2.0, True, "5")),
+        *(({"folds": 2, "seed": seed}, "seed=") for seed in (-1, 1.0, None, "1", False)),
+        *(({"folds": 2, "group_by": name}, "group_by=") for name in ("", 3, ["label"])),
+        ({}, "seed= and group_by= need test_size= or folds="),
+        ({"seed": 3, "group_by": "label"}, "seed= and group_by= need"),
     ],
 )
 def test_options_out_of_range(wrong: dict[str, Any], flag: str) -> None:
@@ -477,13 +477,13 @@ def test_options_out_of_range(wrong: dict[str, Any], flag: str) -> None:
 @pytest.mark.parametrize(
     ("n", "chosen", "message"),
     [
-        (0, SplitOptions(folds=2), "^--folds 2: 0 sentences are too few"),
-        (0, SplitOptions(0.5), "^--test-size 0.5: 0 sentences are too few"),
+        (0, SplitOptions(folds=2), "^folds=2: 0 sentences are too few"),
+        (0, SplitOptions(0.5), "^test_size=0.5: 0 sentences are too few"),
         (1, SplitOptions(0.5), "1 sentences are too few"),
-        (20, SplitOptions(0.01), "^--test-size 0.01: 20 sentences are too few"),
-        (4, SplitOptions(folds=5), "^--folds 5: 4 sentences are too few"),
+        (20, SplitOptions(0.01), "^test_size=0.01: 20 sentences are too few"),
+        (4, SplitOptions(folds=5), "^folds=5: 4 sentences are too few"),
         (4, SplitOptions(folds=10**12), "4 sentences are too few"),
-        (6, SplitOptions(0.5, 4), "^--test-size 0.5 --folds 4: 6 sentences are too few"),
+        (6, SplitOptions(0.5, 4), "^test_size=0.5, folds=4: 6 sentences are too few"),
     ],
 )
 def test_too_few_sentences(n: int, chosen: SplitOptions, message: str) -> None:
@@ -499,5 +499,5 @@ def test_a_group_too_large_for_any_split() -> None:
         split(ds, SplitOptions(0.5))
     with pytest.raises(SelectionError, match="form 2 groups of near-duplicates or members of one group"):
         split(ds, SplitOptions(0.2, group_by="kind"))
-    with pytest.raises(SelectionError, match=r"--folds 22: .* 21 groups"):
+    with pytest.raises(SelectionError, match=r"folds=22: .* 21 groups"):
         split(ds, SplitOptions(folds=22))

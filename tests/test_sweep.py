@@ -394,7 +394,7 @@ def test_statistics_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         featurestore.DatasetError, match="has statistics of hidden-to-concept, not of hidden-to-feature"
     ):
         build("stores/care.zarr", "hidden-to-feature", target_layer=0, target_feature=1, stats_from=path)
-    with pytest.raises(featurestore.ParameterError, match=r"--normalize minmax: --stats-from has standardize"):
+    with pytest.raises(featurestore.ParameterError, match=r"normalize='minmax': stats_from= has standardize"):
         build("stores/care.zarr", "hidden-to-concept", layers="0,5", normalize="minmax", stats_from=path)
 
 
@@ -408,7 +408,7 @@ def test_statistics_of_another_sae_or_layer_do_not_fit(tmp_path: Path, monkeypat
     featurestore.build("s.zarr", "hidden-to-concept", layer=0, output="zero.npz")
     datasets = {"strategy": "hidden-to-concept", "layer": [0, 5]}
     recipe = {"stores": "s.zarr", "stats_from": "zero.npz", "datasets": datasets}
-    with pytest.raises(featurestore.RecipeError, match=r"recipe: datasets: --stats-from: .*input_layers \[0\]"):
+    with pytest.raises(featurestore.RecipeError, match=r"recipe: datasets: stats_from: .*input_layers \[0\]"):
         featurestore.sweep(recipe)
     assert not Path("generated_datasets").exists()
     featurestore.sweep(recipe | {"datasets": datasets | {"layer": 0}})

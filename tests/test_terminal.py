@@ -284,7 +284,7 @@ def test_the_home_folder_where_no_shell_expands_it(cli: Any, folder: Path, monke
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "full", "x.npz"), "x.npz: cannot be written or read (full); what was there"),
+        (OSError(errno.ENOSPC, "full", "x.npz"), "x.npz: cannot be written or read (full); free some space, "),
         (OSError(errno.EEXIST, "exists", "x"), "x: cannot be written or read (exists); something else is in its"),
         (OSError(errno.ELOOP, "loop", "x"), "x: cannot be written or read (loop); its symlinks lead in a circle"),
         (OSError(errno.EIO, "bad", "x\n\x1b"), "x\\n\\x1b: cannot be written or read (bad); check the disk\n"),
