@@ -124,7 +124,7 @@ class Contents:
             and all(size == sizes.get(dim, size) for dim, size in zip(shape, found.shape, strict=True))
             for shape in shapes
         ):
-            expected = " or ".join(f"({', '.join(shape)})" for shape in shapes)
+            expected = " or ".join(f"({', '.join(shape)}{',' * (len(shape) == 1)})" for shape in shapes)
             expected += "" if name == "X" else f", where X is {self.shape}"
             raise self._archive.error(name, f"has shape {found.shape}, expected {expected}; build it again")
 
