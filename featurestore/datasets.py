@@ -80,7 +80,7 @@ class Dataset:
     ----------
     data : ndarray or Columns, (n, d) float32
         X, computed or still lazy: then it is normalized when it is used or saved. For a dataset with other values:
-        ``dataclasses.replace(dataset, data=values)``.
+        ``dataclasses.replace(dataset, data=values)``; those of other dtypes are rounded to float32.
     y : ndarray, (n,), or (n, k) where there are k targets
         int64 labels or float32 activations.
     metadata : mapping of str to ndarray
@@ -91,10 +91,11 @@ class Dataset:
     Raises
     ------
     DatasetError
-        If X or y have other dims, or not as many rows, or none, or something else than real numbers.
+        If X or y have other dims, or not as many rows, or none, or something else than real numbers; if the
+        normalization is of other columns, or the metadata are no plain arrays.
     """
 
-    data: NDArray[np.float32] | Columns
+    data: NDArray[Any] | Columns
     y: NDArray[Any]
     metadata: Mapping[str, NDArray[Any]]
     normalization: Normalization
@@ -110,6 +111,12 @@ class Dataset:
                 raise DatasetError(f"{name}: expected shape {sizes}, with rows and columns, found {array.shape}")
         if len(self.y) != self.data.shape[0]:
             raise DatasetError(f"y: expected a row for each of the {self.data.shape[0]} of X, found {len(self.y)}")
+        if self.normalization.width not in (None, self.data.shape[1]):
+            found = f"found statistics of {self.normalization.width}"
+            raise DatasetError(f"normalization: expected the {self.data.shape[1]} columns of X, {found}")
+        for name, value in self.metadata.items():
+            if np.asarray(value).dtype.hasobject:
+                raise DatasetError(f"metadata {name!r}: expected numbers or text, found other objects")
 
     def __repr__(self) -> str:
         n, d = self.data.shape

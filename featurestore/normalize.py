@@ -40,6 +40,11 @@ class Normalization:
     method: str
     parameters: Mapping[str, NDArray[np.float64]]
 
+    @property
+    def width(self) -> int | None:
+        """Number of columns; None for ``"none"``, which fits any."""
+        return next((len(values) for values in self.parameters.values()), None)
+
     def transform(self, raw: ArrayLike) -> NDArray[np.float32]:
         """Normalize raw values: ``(raw - mean) / std``, or ``(raw - min) / (max - min)``, or by 1 if that is constant.
 
@@ -58,7 +63,7 @@ class Normalization:
         ParameterError
             If they are no numbers, or the number of columns is another.
         """
-        values = numbers("raw values", raw, self._width)
+        values = numbers("raw values", raw, self.width)
         if self.method == "none":
             return values.astype(np.float32)
         shift, divisor = self._affine
@@ -84,7 +89,7 @@ class Normalization:
         ParameterError
             If they are no numbers, or the number of columns is another.
         """
-        values = numbers("normalized values", normalized, self._width)
+        values = numbers("normalized values", normalized, self.width)
         if self.method == "none":
             return values.astype(np.float32)
         shift, divisor = self._affine
@@ -93,10 +98,6 @@ class Normalization:
     def of(self, columns: NDArray[np.intp] | slice) -> Self:
         """Return the normalization of some of the columns."""
         return replace(self, parameters={name: values[columns] for name, values in self.parameters.items()})
-
-    @property
-    def _width(self) -> int | None:
-        return next((len(values) for values in self.parameters.values()), None)
 
     @property
     def _affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
