@@ -451,18 +451,24 @@ def test_an_error_at_the_last_moment_leaves_nothing(tmp_path: Path, monkeypatch:
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
 
 
-def test_threads_that_write_the_same_file(tmp_path: Path) -> None:
-    path, together, errors = tmp_path / "x.npz", threading.Barrier(4), []
+def test_threads_that_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its new file complete before any replaces the old one."""
+    path, together, replace = tmp_path / "x.npz", threading.Barrier(4), Path.replace
+    errors: list[Exception] = []
 
-    def write(value: float) -> None:
+    def meet(file: Path, target: Path) -> Path:
+        together.wait()
+        return replace(file, target)
+
+    def write(value: int) -> None:
         try:
-            for i in range(10):
-                together.wait()
-                dataset(value + i / 16).save(path, overwrite=True)
+            dataset(value).save(path, overwrite=True)
         except Exception as error:
             errors.append(error)
             together.abort()
 
+    dataset(9).save(path)
+    monkeypatch.setattr(Path, "replace", meet)
     threads = [threading.Thread(target=write, args=[value]) for value in range(4)]
     for thread in threads:
         thread.start()
@@ -470,7 +476,7 @@ def test_threads_that_write_the_same_file(tmp_path: Path) -> None:
         thread.join()
     assert errors == []
     assert list(tmp_path.iterdir()) == [path]
-    assert featurestore.load_dataset(path).X[0, 0] in [value + 9 / 16 for value in range(4)]
+    assert featurestore.load_dataset(path).X[0, 0] in range(4)
 
 
 def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
