@@ -59,7 +59,7 @@ class Contents:
     """
 
     def __init__(self, archive: Archive) -> None:
-        self._archive, self._max_bytes = archive, archive.path.stat().st_size
+        self._archive = archive
         self.method = self._method()
         self.shape: tuple[int, ...] = ()
         for name in ("X", "y", *(f"norm_{name}" for name in PARAMETERS[self.method])):
@@ -75,7 +75,7 @@ class Contents:
 
     def read(self, name: str) -> NDArray[Any]:
         """Read an array: X as float32, statistics as float64, all else as it is."""
-        array = self._archive.array(name, self._max_bytes)
+        array = self._archive.array(name, max_bytes=self._archive.size)
         self._check_form(name, array)
         if fault := self._fault(name, array):
             raise self._archive.error(name, f"{fault}; build it again")
