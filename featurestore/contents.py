@@ -24,7 +24,8 @@ _FORMS: dict[str, tuple[str, list[str]]] = {
     **{f"meta_{name}": (_TEXT, [""]) for name in ("strategy", "store", "input_source", "parameters")},
     **{f"meta_{name}": (_DIGEST, [""]) for name in ("fingerprint", "store_digest", "sentences_digest")},
     **{f"meta_{name}": (_INTEGERS, [""]) for name in ("n_samples", "input_dims", "near_duplicates_across")},
-    **{f"meta_{name}": (_INTEGERS, ["k"]) for name in ("input_layers", "dropped_sentence_indices")},
+    **{f"meta_{name}_sentence_indices": (_INTEGERS, ["k"]) for name in ("dropped", "left_out")},
+    "meta_input_layers": (_INTEGERS, ["k"]),
     **{f"meta_{name}": (_INTEGERS, ["", "k"]) for name in ("input_features", "input_average_l0")},
     **{f"meta_{name}": (_INTEGERS, ["", "k"]) for name in ("target_layer", "target_feature", "average_l0")},
     **{f"meta_{name}": (_INTEGERS, ["n"]) for name in ("sentence_indices", "fold")},
@@ -67,8 +68,8 @@ class Contents:
             if name == "X":
                 self.shape = header.shape
             self._check_form(name, header)
-        if 0 in self.shape:
-            raise archive.error("X", f"has shape {self.shape}, expected rows and columns; build it again")
+            if 0 in header.shape:
+                raise archive.error(name, f"has shape {header.shape}, expected rows and columns; build it again")
 
     def __contains__(self, name: str) -> bool:
         return name in self._archive

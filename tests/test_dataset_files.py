@@ -181,6 +181,7 @@ TAMPERED: list[tuple[str, Any]] = [
     ("y", np.zeros(3)),
     ("y", np.array(0)),
     ("y", np.zeros((24, 1, 1))),
+    ("y", np.zeros((24, 0))),
     ("y", np.full(24, np.nan)),
     ("y", np.full(24, "a")),
     ("y", np.full(24, 1j)),
@@ -227,6 +228,8 @@ TAMPERED: list[tuple[str, Any]] = [
     ("meta_groups_digest", np.array(1)),
     ("meta_target_layer", np.array([[1]])),
     ("meta_target_feature", np.array(np.nan)),
+    ("meta_dropped_sentence_indices", np.array(["a"])),
+    ("meta_left_out_sentence_indices", np.array(1)),
     ("meta_anything", np.array([{}])),
 ]
 
