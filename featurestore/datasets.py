@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import filecmp
-import os
-import tempfile
+import errno
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DatasetError, NpzError, ParameterError, naming, shown, spelled
-from featurestore.normalize import PARAMETERS, Normalization
+from featurestore.contents import Contents
+from featurestore.errors import DatasetError, NonFiniteError, ParameterError
+from featurestore.files import whole_file
+from featurestore.normalize import PARAMETERS, Normalization, numbers
 from featurestore.npz import Archive
+from featurestore.paths import PathLike, as_path
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from sklearn.preprocessing import FunctionTransformer
 
 DATASETS = Path("generated_datasets")
@@ -77,19 +79,44 @@ class Dataset:
     Attributes
     ----------
     data : ndarray or Columns, (n, d) float32
-        X, computed or still lazy: then it is normalized when it is used or saved.
+        X, computed or still lazy: then it is normalized when it is used or saved. For a dataset with other values:
+        ``dataclasses.replace(dataset, data=values)``; those of other dtypes are rounded to float32.
     y : ndarray, (n,), or (n, k) where there are k targets
         int64 labels or float32 activations.
     metadata : mapping of str to ndarray
         Where it came from; in the file each name starts with ``meta_``.
     normalization : Normalization
         How X came from the raw values.
+
+    Raises
+    ------
+    DatasetError
+        If X or y have other dims, or not as many rows, or none, or something else than real numbers; if the
+        normalization is of other columns, or the metadata are no plain arrays.
     """
 
-    data: NDArray[np.float32] | Columns
+    data: NDArray[Any] | Columns
     y: NDArray[Any]
     metadata: Mapping[str, NDArray[Any]]
     normalization: Normalization
+
+    def __post_init__(self) -> None:
+        for name, array, dims in (("X", self.data, (2,)), ("y", self.y, (1, 2))):
+            if not isinstance(array, np.ndarray | Columns):
+                raise DatasetError(f"{name}: expected an array, found {type(array).__name__}")
+            if array.dtype.kind not in "biuf":
+                raise DatasetError(f"{name}: expected real numbers, found dtype {array.dtype}")
+            if array.ndim not in dims or 0 in array.shape:
+                sizes = "(n, d)" if name == "X" else "(n,) or (n, k)"
+                raise DatasetError(f"{name}: expected shape {sizes}, with rows and columns, found {array.shape}")
+        if len(self.y) != self.data.shape[0]:
+            raise DatasetError(f"y: expected a row for each of the {self.data.shape[0]} of X, found {len(self.y)}")
+        if self.normalization.width not in (None, self.data.shape[1]):
+            found = f"found statistics of {self.normalization.width}"
+            raise DatasetError(f"normalization: expected the {self.data.shape[1]} columns of X, {found}")
+        for name, value in self.metadata.items():
+            if np.asarray(value).dtype.hasobject:
+                raise DatasetError(f"metadata {name!r}: expected numbers or text, found other objects")
 
     def __repr__(self) -> str:
         n, d = self.data.shape
@@ -98,16 +125,29 @@ class Dataset:
 
     @cached_property
     def X(self) -> NDArray[np.float32]:  # noqa: N802
-        """Normalized inputs, (n, d) float32; calculated at the first use and kept."""
-        return np.asarray(self.data)
+        """Normalized inputs, (n, d) float32; calculated at the first use and kept.
 
-    def transform(self, raw: NDArray[Any]) -> NDArray[np.float32]:
-        """Normalize other raw values as X was, (..., d) to float32."""
-        return self.normalization.transform(raw)
+        Not to be written to, as only `data` is saved: copy it first.
 
-    def inverse(self, normalized: NDArray[Any]) -> NDArray[np.float32]:
-        """Return normalized values to raw ones, (..., d) to float32."""
-        return self.normalization.inverse(normalized)
+        Raises
+        ------
+        NonFiniteError
+            If there are values that are not finite in float32.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
+            X = np.asarray(self.data, np.float32).view()
+        if not np.isfinite(X).all():
+            raise self._nonfinite()
+        X.flags.writeable = False
+        return X
+
+    def transform(self, raw: ArrayLike) -> NDArray[np.float32]:
+        """Normalize other raw values as X was, (..., d) to float32; ParameterError if they are not of d columns."""
+        return self.normalization.transform(numbers("raw values", raw, self.data.shape[1]))
+
+    def inverse(self, normalized: ArrayLike) -> NDArray[np.float32]:
+        """Return normalized values to raw ones, (..., d) to float32; ParameterError if they are not of d columns."""
+        return self.normalization.inverse(numbers("normalized values", normalized, self.data.shape[1]))
 
     def transformer(self) -> FunctionTransformer:
         """Return `transform` and `inverse` as a scikit-learn transformer, for a pipeline on raw values.
@@ -120,7 +160,7 @@ class Dataset:
         apply, undo = self.normalization.transform, self.normalization.inverse  # which do not hold X
         return FunctionTransformer(apply, undo, validate=False, check_inverse=False, feature_names_out="one-to-one")
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    def save(self, path: PathLike, *, overwrite: bool = False) -> Path:
         """Write the dataset, in windows of rows, so that X never has to fit in memory.
 
         The file appears under its name only when it is complete. The same dataset gives the same bytes.
@@ -128,7 +168,7 @@ class Dataset:
         Parameters
         ----------
         path : path-like
-            Ends in ``.npz``.
+            Ends in ``.npz``. Where it is a link, the file that the link leads to is written.
         overwrite : bool
             Replace a file that has other content.
 
@@ -141,32 +181,44 @@ class Dataset:
         ------
         DatasetError
             If `path` holds something else already and `overwrite` is false.
+        NonFiniteError
+            If X or y have values that are not finite, X as it is written, in float32.
         OSError
             If the disk is full or the folder cannot be written.
         """
         path = check_output(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path), _unnamed_file(path.parent) as (file, source):
-            with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-                with _member(archive, "X") as member:
-                    np.lib.format.write_array_header_1_0(
-                        member, {"descr": "<f4", "fortran_order": False, "shape": self.data.shape}
-                    )
-                    for window in self._windows():
-                        member.write(memoryview(window).cast("B") if window.size else b"")
-                for name, array in self._small_arrays().items():
-                    with _member(archive, name) as member:
-                        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-            _publish(source, path, overwrite)
+        if not np.isfinite(self.y).all():
+            raise NonFiniteError("y has NaN or infinite values, which no dataset may hold; leave these sentences out")
+        with whole_file(path, overwrite=overwrite) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+            with _member(archive, "X") as member:
+                np.lib.format.write_array_header_1_0(
+                    member, {"descr": "<f4", "fortran_order": False, "shape": self.data.shape}
+                )
+                for window in self._windows():
+                    if not np.isfinite(window).all():
+                        raise self._nonfinite()
+                    member.write(memoryview(window).cast("B"))
+            for name, array in self._small_arrays().items():
+                with _member(archive, name) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         return path
 
     def _windows(self) -> Iterator[NDArray[np.float32]]:
         n, d = self.data.shape
-        rows = max(1, _WINDOW_BYTES // (4 * max(1, d)))
+        rows = max(1, _WINDOW_BYTES // (4 * d))
         for start in range(0, n, rows):
-            yield np.ascontiguousarray(self.data[start : start + rows])
+            with np.errstate(over="ignore", invalid="ignore"):  # checked by whoever asks
+                window = np.ascontiguousarray(self.data[start : start + rows], "<f4")
+            yield window
+
+    def _nonfinite(self) -> NonFiniteError:
+        """Make the error that says where X is not finite."""
+        finite = [(values.all(axis=1), values.all(axis=0)) for values in map(np.isfinite, self._windows())]
+        rows = np.flatnonzero(~np.concatenate([of_rows for of_rows, _ in finite]))
+        columns = np.flatnonzero(~np.all([of_columns for _, of_columns in finite], axis=0))
+        n, d = self.data.shape
+        found = f"{len(rows)} of {n} rows ({_some(rows)}) and {len(columns)} of {d} columns ({_some(columns)})"
+        return NonFiniteError(f"X is not finite in float32, in {found}; leave them out, or normalize otherwise")
 
     def _small_arrays(self) -> dict[str, NDArray[Any]]:
         normalization = self.normalization
@@ -178,7 +230,7 @@ class Dataset:
         }
 
 
-def load_dataset(path: str | os.PathLike[str]) -> Dataset:
+def load_dataset(path: PathLike) -> Dataset:
     """Read a dataset file. Nothing in it is unpickled.
 
     Parameters
@@ -196,22 +248,12 @@ def load_dataset(path: str | os.PathLike[str]) -> Dataset:
     NpzError
         If the file is damaged, or is no such dataset.
     """
-    path = Path(path)
-    with Archive(path) as archive:
-        method = _method(archive)
-        arrays = {name: archive.array(name, max_bytes=path.stat().st_size) for name in archive.names}
-    for name in (f"norm_{name}" for name in PARAMETERS[method]):
-        if arrays[name].shape != arrays["X"].shape[1:]:
-            raise NpzError(f"{path}: {name} has shape {arrays[name].shape}, X has {arrays['X'].shape}; build it again")
-    return Dataset(
-        arrays["X"],
-        arrays["y"],
-        {name.removeprefix("meta_"): value for name, value in arrays.items() if name.startswith("meta_")},
-        Normalization(method, {name: arrays[f"norm_{name}"] for name in PARAMETERS[method]}),
-    )
+    with Archive(as_path(path)) as archive:
+        contents = Contents(archive)
+        return Dataset(contents.read("X"), contents.read("y"), contents.metadata(), contents.normalization())
 
 
-def read_metadata(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def read_metadata(path: PathLike, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Read what a dataset file says of itself, but neither X nor y, nor anything that was not asked for.
 
     Parameters
@@ -219,39 +261,27 @@ def read_metadata(path: str | os.PathLike[str], names: Sequence[str]) -> dict[st
     path : path-like
         A dataset.
     names : sequence of str
-        Of metadata; those that the file does not have are left out. The shape of X is added as `shape`, the method of
-        the normalization as `normalize`.
+        Of metadata; those that the file does not have are left out.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Text, integers of at most one dim, or a digest, as `build` writes them, whoever wrote the file; names that
+        `build` does not use are plain numbers or text. Also the shape of X, as `shape`, and the method of the
+        normalization, as `normalize`.
 
     Raises
     ------
     NpzError
         If the file is damaged, or is no such dataset.
     """
-    path = Path(path)
-    with Archive(path) as archive:
-        method, size = _method(archive), path.stat().st_size
-        found = [name for name in names if f"meta_{name}" in archive]
-        arrays = {name: archive.array(f"meta_{name}", max_bytes=size) for name in found}
-        return arrays | {"shape": np.array(archive.header("X").shape), "normalize": np.array(method)}
+    with Archive(as_path(path)) as archive:
+        contents = Contents(archive)
+        arrays = {name: contents.read(f"meta_{name}") for name in names if f"meta_{name}" in contents}
+        return arrays | {"shape": np.array(contents.shape), "normalize": np.array(contents.method)}
 
 
-def _method(archive: Archive) -> str:
-    """Return the method of normalization of what is a dataset, as far as its directory and headers can tell."""
-    where = shown(archive.path)
-    if "norm_method" not in archive:
-        raise NpzError(f"{where}: is no dataset of featurestore: no array 'norm_method'; check the path")
-    method = str(archive.array("norm_method", max_bytes=4096))
-    if method not in PARAMETERS:
-        raise NpzError(f"{where}: norm_method {method!r} is none of {', '.join(PARAMETERS)}; build it again")
-    expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS[method])]
-    if missing := [name for name in expected if name not in archive]:
-        raise NpzError(f"{where}: is no dataset of featurestore: missing {', '.join(missing)}; build it again")
-    if len(archive.header("X").shape) != 2:
-        raise NpzError(f"{where}: X has shape {archive.header('X').shape}, expected two dims; build it again")
-    return method
-
-
-def check_output(path: str | os.PathLike[str]) -> Path:
+def check_output(path: PathLike) -> Path:
     """Refuse a path that no dataset can be written to.
 
     Raises
@@ -259,13 +289,20 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     ParameterError
         If it does not end in ``.npz``.
     DatasetError
-        If it is a folder.
+        If it is a folder, a device or the like, or a link that leads to itself.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix != ".npz":
         raise ParameterError(f"{path}: expected an output that ends in .npz")
-    if path.is_dir():
-        raise DatasetError(f"{path}: expected a file, found a folder; choose another output")
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DatasetError(f"{path}: is a link that leads to itself; choose another output") from error
+        return path  # there is nothing yet, or writing says what is wrong
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise DatasetError(f"{path}: expected a file, found {found}; choose another output")
     return path
 
 
@@ -276,39 +313,5 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
         yield member
 
 
-@contextmanager
-def _unnamed_file(folder: Path) -> Iterator[tuple[IO[bytes], str]]:
-    """Open a file in `folder` that has no name yet, where the system can, so that a kill leaves nothing behind."""
-    try:
-        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
-    except (AttributeError, OSError):  # not Linux, or a file system without unnamed files
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial") as file:
-            os.fchmod(file.fileno(), 0o644)
-            yield file, file.name
-    else:
-        with os.fdopen(fd, "w+b") as file:
-            yield file, f"/proc/self/fd/{fd}"
-
-
-def _publish(source: str, path: Path, overwrite: bool) -> None:
-    """Give a complete file its name, at once."""
-    try:
-        _link(source, path)
-        return
-    except FileExistsError:
-        if filecmp.cmp(source, path, shallow=False):
-            return
-    if not overwrite:
-        raise DatasetError(f"{path}: exists with other content; choose another output, or {spelled('overwrite', True)}")
-    named = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _link(source, named)
-    named.replace(path)
-
-
-def _link(source: str, path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        # With a folder given this is linkat, which unlike link follows the /proc link of an unnamed file.
-        os.link(source, path.name, dst_dir_fd=folder, follow_symlinks=True)
-    finally:
-        os.close(folder)
+def _some(numbers: NDArray[np.intp]) -> str:
+    return ", ".join(map(str, numbers[:10].tolist())) + ", ..." * (len(numbers) > 10)

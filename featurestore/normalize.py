@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -20,6 +20,9 @@ PARAMETERS = dict(zip(NORMALIZATIONS, (("mean", "std"), ("min", "max"), ()), str
 _ROWS = 256
 """Rows of a chunk while statistics are computed."""
 
+_SMALLEST = np.finfo(np.float32).tiny
+"""A column whose values spread less than float32 can tell from 0 in full precision counts as constant."""
+
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
@@ -30,14 +33,20 @@ class Normalization:
     method : str
         ``"standardize"``, ``"minmax"`` or ``"none"``.
     parameters : mapping of str to ndarray, (d,) float64
-        `mean` and `std` (population, ddof 0; 1 where a column is constant), or `min` and `max`, or nothing.
+        `mean` and `std` (population, ddof 0; 1 where a column is constant), or `min` and `max`, or nothing. Constant is
+        a column whose largest and smallest value differ by less than 1.2e-38, float32's smallest normal number.
     """
 
     method: str
     parameters: Mapping[str, NDArray[np.float64]]
 
+    @property
+    def width(self) -> int | None:
+        """Number of columns; None for ``"none"``, which fits any."""
+        return next((len(values) for values in self.parameters.values()), None)
+
     def transform(self, raw: ArrayLike) -> NDArray[np.float32]:
-        """Normalize raw values: ``(raw - mean) / std``, or ``(raw - min) / (max - min)``, with divisor 1 for 0.
+        """Normalize raw values: ``(raw - mean) / std``, or ``(raw - min) / (max - min)``, or by 1 if that is constant.
 
         Parameters
         ----------
@@ -52,15 +61,13 @@ class Normalization:
         Raises
         ------
         ParameterError
-            If the number of columns is another.
+            If they are no numbers, or the number of columns is another.
         """
-        raw = np.asarray(raw)
+        values = numbers("raw values", raw, self.width)
         if self.method == "none":
-            return raw.astype(np.float32)
+            return values.astype(np.float32)
         shift, divisor = self._affine
-        if raw.shape[-1:] != shift.shape:
-            raise ParameterError(f"raw values: expected {len(shift)} columns, found shape {raw.shape}")
-        values: NDArray[np.float64] = raw.astype(np.float64)
+        values = values.astype(np.float64)
         values -= shift
         values /= divisor
         return values.astype(np.float32)
@@ -76,11 +83,17 @@ class Normalization:
         Returns
         -------
         ndarray, (..., d) float32
+
+        Raises
+        ------
+        ParameterError
+            If they are no numbers, or the number of columns is another.
         """
+        values = numbers("normalized values", normalized, self.width)
         if self.method == "none":
-            return np.asarray(normalized, np.float32)
+            return values.astype(np.float32)
         shift, divisor = self._affine
-        return (np.asarray(normalized, np.float64) * divisor + shift).astype(np.float32)
+        return (values.astype(np.float64) * divisor + shift).astype(np.float32)
 
     def of(self, columns: NDArray[np.intp] | slice) -> Self:
         """Return the normalization of some of the columns."""
@@ -91,8 +104,34 @@ class Normalization:
         first, second = (self.parameters[name] for name in PARAMETERS[self.method])
         if self.method == "standardize":
             return first, second
-        span = second - first
+        span = _span(first, second)
         return first, np.where(span == 0, 1.0, span)
+
+
+def numbers(what: str, values: ArrayLike, width: int | None) -> NDArray[Any]:
+    """Return values as an array of real numbers, (..., width).
+
+    Raises
+    ------
+    ParameterError
+        If they are something else; with no width, any will do.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ParameterError(f"{what}: expected an array of numbers, found rows of different lengths") from error
+    if array.dtype.kind not in "biuf":
+        raise ParameterError(f"{what}: expected an array of real numbers, found dtype {array.dtype}")
+    if width is not None and array.shape[-1:] != (width,):
+        raise ParameterError(f"{what}: expected {width} columns, found shape {array.shape}")
+    return array
+
+
+def _span(smallest: NDArray[np.float64], largest: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the spread of each column, 0 where it counts as constant."""
+    with np.errstate(over="ignore"):  # of values that float32 cannot hold anyway
+        span = largest - smallest
+    return np.where(span < _SMALLEST, 0.0, span)
 
 
 def check_method(method: str) -> None:
@@ -118,8 +157,8 @@ class Statistics:
 
     @property
     def constant(self) -> NDArray[np.bool_]:
-        """Which columns are constant, (d,)."""
-        return np.equal(self.min, self.max)
+        """Which columns count as constant, (d,)."""
+        return np.equal(_span(self.min, self.max), 0)
 
     def parts(self, widths: Sequence[int]) -> list[Statistics]:
         """Return those of consecutive blocks of columns."""
@@ -140,8 +179,9 @@ def measure(columns: Sequence[ArrayLike]) -> list[Statistics]:
     Returns
     -------
     list of Statistics
-        They depend on the values and their order alone, not on what else is computed. A constant column has its value
-        as mean and 1 as std, so that it comes out as exactly 0.
+        They depend on the values and their order alone, not on what else is computed, nor on the user's scheduler. A
+        constant column has its value as mean and 1 as std, so that it comes out as exactly 0 (or as next to nothing,
+        where it varies by less than 1.2e-38).
     """
     import dask.array as da
     from dask.base import compute
@@ -150,12 +190,12 @@ def measure(columns: Sequence[ArrayLike]) -> list[Statistics]:
     for array in columns:
         values = da.from_array(array, chunks=(_ROWS, -1), name=False).astype(np.float64)
         wanted.append((values.min(axis=0), values.max(axis=0), values.mean(axis=0), values.std(axis=0)))
-    return [_statistics(*computed) for computed in compute(*wanted)]
+    return [_statistics(*computed) for computed in compute(*wanted, scheduler="threads")]
 
 
 def _statistics(*computed: NDArray[np.float64]) -> Statistics:
     smallest, largest, mean, std = computed
-    constant = smallest == largest
+    constant = _span(smallest, largest) == 0
     return Statistics(smallest, largest, np.where(constant, smallest, mean), np.where(constant | (std == 0), 1.0, std))
 
 

@@ -99,6 +99,11 @@ class Archive:
         return list(self._members)
 
     @property
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        return self._size
+
+    @property
     def digest(self) -> str:
         """SHA-256 over every array's name, size and CRC-32, as hex digits.
 

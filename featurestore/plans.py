@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 180
 
+_TRACES = ["strategy", "fingerprint", "store_digest", "sentence_indices", "input_source", "input_layers", "input_dims"]
+"""Metadata without which the statistics of a dataset cannot be used for another."""
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -172,8 +175,9 @@ def _dashed(name: str) -> str:
 
 
 def _check_statistics(dataset: Dataset, strategy: str, normalize: str | None) -> None:
-    if "fingerprint" not in dataset.metadata:
-        raise DatasetError(f"{spelled('stats_from')}: cannot be traced, as it has no meta_fingerprint; build it again")
+    if missing := [f"meta_{name}" for name in _TRACES if name not in dataset.metadata]:
+        found = f"cannot be traced, as it has no {', '.join(missing)}"
+        raise DatasetError(f"{spelled('stats_from')}: {found}; build it again")
     if (other := str(dataset.metadata["strategy"])) != strategy:
         raise DatasetError(
             f"{spelled('stats_from')}: has statistics of {other}, not of {strategy}; choose another dataset"

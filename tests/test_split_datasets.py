@@ -235,5 +235,5 @@ def test_the_library_leaves_out_what_is_no_dataset(store: Path, cli: Any, tmp_pa
         with pytest.raises(featurestore.NpzError):
             featurestore.load_dataset(out / f"{name}.npz")
     np.savez(out / "short.npz", **good | {"norm_std": np.ones(2)})
-    with pytest.raises(featurestore.NpzError, match=r"norm_std has shape \(2,\)"):
+    with pytest.raises(featurestore.NpzError, match=r"norm_std' has shape \(2,\)"):
         featurestore.load_dataset(out / "short.npz")

@@ -200,18 +200,18 @@ def test_an_interrupted_sweep_goes_on(folder: Path, monkeypatch: pytest.MonkeyPa
 
 KILLED = """
 import os, signal, sys
-from featurestore import commands, datasets
+from featurestore import commands, files
 
-publish, left = datasets._publish, int(sys.argv.pop(1))
+publish, left = files._publish, int(sys.argv.pop(1))
 
 def killing(*arguments):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    publish(*arguments)
+    return publish(*arguments)
 
-datasets._publish = killing
+files._publish = killing
 commands.main()
 """
 

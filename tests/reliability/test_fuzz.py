@@ -41,7 +41,11 @@ def dataset() -> dict[str, np.ndarray[Any, Any]]:
         "X": np.arange(12, dtype=np.float32).reshape(3, 4),
         "y": np.arange(3),
         "meta_strategy": np.array("hidden-states"),
-        "meta_sentence_index": np.arange(3),
+        "meta_fingerprint": np.array("0123456789abcdef" * 4),
+        "meta_sentence_indices": np.arange(3),
+        "meta_split": np.array(["train", "test", "train"]),
+        "meta_input_layers": np.array([0, 5]),
+        "meta_target_layer": np.array(5),
         "norm_method": np.array("standardize"),
         "norm_mean": np.zeros(4),
         "norm_std": np.ones(4),
@@ -85,8 +89,19 @@ def read_dataset(path: Path) -> None:
     except featurestore.NpzError as error:
         is_clear(error, path)
         return
-    assert isinstance(read.X, np.ndarray)
-    assert isinstance(read.y, np.ndarray)
+    n, d = read.X.shape
+    assert read.X.dtype == np.float32
+    assert read.y.shape[:1] == (n,)
+    assert np.isfinite(read.X).all()
+    assert np.isfinite(read.y).all()
+    assert np.isfinite(read.transform(np.zeros(d))).all()
+    metadata = featurestore.datasets.read_metadata(path, list(read.metadata))
+    assert {name: value.tolist() for name, value in read.metadata.items()} | {
+        "shape": [n, d],
+        "normalize": read.normalization.method,
+    } == {name: value.tolist() for name, value in metadata.items()}
+    assert len(metadata.get("sentence_indices", range(n))) == len(metadata.get("split", range(n))) == n
+    assert all(type(layer) is int for layer in metadata.get("input_layers", np.array([])).tolist())
 
 
 READERS: dict[str, tuple[Callable[[Path], None], list[bytes], dict[str, np.ndarray[Any, Any]]]] = {
