@@ -135,13 +135,13 @@ class Batch:
         for name, kind in SENTENCE_COORDS.items():
             dtype = np.dtypes.StringDType() if kind == "string" else kind
             self._write_coord(name, np.array([staged.coords[name] for staged in self._sentences], dtype))
-        self._write_fragments()
         if self._tokens > self._old_tokens:
             labels = self._target("token")
             labels[:] = -1 - np.arange(labels.shape[0])
 
         kept = np.asarray(open_array(self._path, self._committed, "n_tokens")[self._first :])
         lengths = kept.tolist() + [len(staged.nonzero) for staged in self._sentences]
+        self._write_fragments(max(lengths))
         lanes = min(MAX_LANES, os.cpu_count() or 1)
         with ThreadPoolExecutor(lanes) as pool:
             list(pool.map(self._write_tokens, [range(lane, max(lengths), lanes) for lane in range(lanes)]))
@@ -154,10 +154,10 @@ class Batch:
         whole[self._old - first :][: len(values)] = values
         target[first:] = whole
 
-    def _write_fragments(self) -> None:
+    def _write_fragments(self, longest: int) -> None:
         """Write a chunk at a time, as each fragment repeats all that come before it in its sentence."""
         committed, target = open_array(self._path, self._committed, "fragment"), self._target("fragment")
-        for start in range(0, self._tokens, target.chunks[1]):
+        for start in range(0, longest, target.chunks[1]):
             columns = slice(start, start + target.chunks[1])
             whole = np.zeros((self._rows, target.chunks[1]), np.dtypes.StringDType())
             kept = np.asarray(committed[self._first :, columns])

@@ -120,12 +120,12 @@ def ingest(
     with naming(store), commit.exclusive(store, wait) as real:
         writer = Writer(real) if is_store(real) else None
         changes = _compare(paths, *(_known(real) if writer else ({}, 0)), progress)
-        if own and writer and writer.n_sentences and not changes.present:
+        files, bad, corrected = _scan(changes.new, writer, progress)
+        if own and writer and writer.n_sentences and not changes.present and not corrected:
             raise StoreError(
                 f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
                 f"ingest {source} into another store ({spelled('store')}), and build from that"
             )
-        files, bad = _scan(changes.new, writer, progress)
         recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
         if not skip_bad and any(entry.file not in recorded for entry in bad):
             raise SourceError(_describe(source, bad, len(paths)))
@@ -185,31 +185,41 @@ def _compare(
     return _Changes(new, len(present), n_sentences)
 
 
-def _scan(paths: Sequence[Path], writer: Writer | None, progress: Progress) -> tuple[list[SentenceFile], list[Skipped]]:
-    """Check new files, also against what the store holds; return the good and the bad ones."""
-    done = 0
+def _scan(
+    paths: Sequence[Path], writer: Writer | None, progress: Progress
+) -> tuple[list[SentenceFile], list[Skipped], int]:
+    """Check new files, also against what the store holds.
+
+    Returns
+    -------
+    files, bad : list
+        The good ones, and the others, each with its reason.
+    corrected : int
+        How many of the bad ones differ from the store in their label or text alone.
+    """
+    done = corrected = 0
 
     def advance() -> None:
         nonlocal done
         done += 1
         progress("checking new files", done, len(paths))
 
-    extraction = extraction_of(writer.path, writer.root) if writer else None
-    scanned, bad = sentences.scan_all(paths, extraction, advance)
+    scanned, bad = sentences.scan_all(paths, extraction_of(writer.path, writer.root) if writer else None, advance)
     rows = {index: row for row, index in enumerate(writer.coord("sentence").tolist())} if writer else {}
+    known = {name: writer.coord(name) for name in ("source", "source_digest", "label", "text")} if writer else {}
     files = []
     for file in scanned:
-        if writer and file.sentence_index in rows:
-            bad.append(Skipped(file.path.name, _conflict(writer, rows[file.sentence_index], file)))
-        else:
+        if (row := rows.get(file.sentence_index)) is None:
             files.append(file)
-    return files, bad
+            continue
+        source, *content = (values[row] for values in known.values())
+        alone = sentences.changed_alone(file.path, *content)
+        corrected += bool(alone)
+        bad.append(Skipped(file.path.name, _conflict(file, str(source), alone)))
+    return files, bad, corrected
 
 
-def _conflict(writer: Writer, row: int, file: SentenceFile) -> str:
-    """Say how a file differs from the sentence of the same index in the store."""
-    source, *known = (writer.coord(name)[row] for name in ("source", "source_digest", "label", "text"))
-    alone = sentences.changed_alone(file.path, *known)
+def _conflict(file: SentenceFile, source: str, alone: str | None) -> str:
     how = f"but for its {alone}, which alone differs" if alone else "with other content"
     return (
         f"sentence_index {file.sentence_index} is in the store {how} (from {source}), which stays; if it was "

@@ -166,7 +166,7 @@ class _Lazy:
         dims = array_metadata(root)[name]["dimension_names"]
         self._token_axis = dims.index("token") if "token" in dims else None
         self._longest = None
-        if name in ARRAY_DIMS and n_tokens is not None and len(n_tokens):
+        if self._token_axis and n_tokens is not None and len(n_tokens):
             self._longest = np.maximum.reduceat(n_tokens, range(0, len(n_tokens), self._files[0]))
         self.shape, self.dtype, self.ndim = self._array.shape, self._array.dtype, self._array.ndim
 
@@ -189,7 +189,7 @@ class _Lazy:
         parts = [np.unique(np.atleast_1d(np.arange(size)[index]) // chunk) for size, chunk, index in axes]
         for index in product(*(part.tolist() for part in parts)):
             file = f"{self._name}/c/{'/'.join(map(str, index))}"
-            padding = self._longest is not None and index[1] >= self._longest[index[0]]
+            padding = self._longest is not None and index[1] * self._files[1] >= self._longest[index[0]]
             if not padding and not (self._path / file).is_file():
                 return file
         return None

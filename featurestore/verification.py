@@ -140,16 +140,19 @@ def _files(path: Path, root: Root, n_tokens: NDArray[np.int64] | None) -> Iterat
     """Compare the files that are there with those that have to be; without `n_tokens` only of arrays of one dim."""
     judged = [*array_metadata(root)] if n_tokens is not None else _one_dim(root)
     expected = {f"{name}/{ROOT}" for name in array_metadata(root)} | {ROOT}
+    padding = set()
     for name in judged:
         for file, region in _chunks(root, name):
-            if n_tokens is None or name not in ARRAY_DIMS or n_tokens[region[0]].max() > region[1].start:
+            if len(region) == 1 or n_tokens is None or n_tokens[region[0]].max() > region[1].start:
                 expected.add(file)
+            elif name == "fragment":
+                padding.add(file)  # earlier versions have written it
     found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     unjudged = array_metadata(root).keys() - judged
     for file in sorted(expected - found):
         if not file.endswith(ROOT):  # those are reported with the metadata
             yield Problem(file, "is missing")
-    for file in sorted(found - expected):
+    for file in sorted(found - expected - padding):
         if file.split("/")[0] not in unjudged:
             yield Problem(file, "does not belong to the store; the next ingest removes what an interrupted one left")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
 import shutil
+import socket
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +23,7 @@ from click.testing import Result
 from conftest import sentence_arrays, write_folder, write_sentence
 
 import featurestore
+from featurestore import npz, sentences
 
 Cli = Callable[..., Result]
 Change = Callable[[Path], object]
@@ -246,6 +250,46 @@ def a_broken_link(path: Path) -> None:
     path.symlink_to("nowhere")
 
 
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_link_to_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
+
+
+def an_endless_device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def a_socket(path: Path) -> None:
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listening, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)  # the whole path may be too long for a socket
+        listening.bind(path.name)
+
+
+def saved_as(descr: str) -> Change:
+    """Save hidden states as another library does that has a dtype of its own, of as many bytes as `descr` says."""
+
+    def save(path: Path) -> None:
+        arrays = sentence_arrays(2)
+        stream = io.BytesIO()
+        shape = arrays["hidden_states"].shape
+        np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+        stream.write(bytes(int(descr[2:]) * arrays["hidden_states"].size))
+        del arrays["hidden_states"]
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("hidden_states.npy", stream.getvalue())
+
+    return save
+
+
 T, L, H, F = 4, 3, 6, 10
 REQUIRED = [
     *("sentence", "concept_strength_label", "sentence_index", "fragments", "is_final_token"),
@@ -259,7 +303,11 @@ BAD: dict[str, tuple[Change, Sequence[str]]] = {
     "empty": (lambda path: path.write_bytes(b""), ["expected an NPZ", "write it again"]),
     "nearly whole": (cut(0.99), ["truncated"]),
     "half": (cut(0.5), ["truncated"]),
-    "a folder": (a_folder, ["cannot be read"]),
+    "a folder": (a_folder, ["cannot be read", "found a folder"]),
+    "a pipe": (a_pipe, ["cannot be read", "found a pipe"]),
+    "a link to a pipe": (a_link_to_a_pipe, ["cannot be read", "found a pipe"]),
+    "a device": (an_endless_device, ["cannot be read", "found a device"]),
+    "a socket": (a_socket, ["cannot be read", "found a socket"]),
     "a broken link": (a_broken_link, ["cannot be read"]),
     "array twice": (twice, ["twice"]),
     **{f"no {name}": (without(name), [f"'{name}'", "missing", "extract"]) for name in REQUIRED},
@@ -305,6 +353,9 @@ BAD: dict[str, tuple[Change, Sequence[str]]] = {
         )
         for name in ("embeddings", "hidden_states", "activations")
     },
+    "float8": (saved_as("<f1"), ["'hidden_states'", "numpy does not know", "<f1", "save it as float32"]),
+    "bfloat16 as g2": (saved_as("<g2"), ["'hidden_states'", "numpy does not know", "<g2", "save it as float32"]),
+    "float8 as V1": (saved_as("|V1"), ["'hidden_states'", "float16 or float32", "V1", "save it as float32"]),
     "float64": (changed(hidden_states=np.zeros((L, T, H))), ["'hidden_states'", "float16 or float32", "float64"]),
     "int activations": (
         changed(activations=np.zeros((L, T, F), int)),
@@ -386,7 +437,8 @@ def test_bad_file_leaves_store_unchanged(
 
 
 @pytest.mark.parametrize(
-    "how", ["no zip", "a folder", "no layers", "pickled sentence", "other H", "index twice", *DAMAGED]
+    "how",
+    ["no zip", "a folder", "a pipe", "a device", "no layers", "pickled sentence", "other H", "index twice", *DAMAGED],
 )
 def test_bad_file_is_skipped_until_repaired(cli: Cli, tmp_path: Path, how: str) -> None:
     spoil, words = (BAD | DAMAGED)[how]
@@ -470,6 +522,86 @@ def test_changed_file_is_refused(cli: Cli, folder: Path) -> None:
     path = write_sentence(folder, 2, seed=1)
     names_bad(cli("ingest", folder), path, "sentence_index 2", "other content", "--store")
     assert contents(Path()) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"concept_strength_label": 3}, ["label (3 instead of 2)", "alone differs", "corrected", "--store"]),
+        ({"sentence": "another"}, ["text", "alone differs"]),
+        ({"concept_strength_label": 0, "sentence": ""}, ["label (0 instead of 2) and text", "alone differs"]),
+        ({"concept_strength_label": 3, "embeddings": np.zeros((4, 6), "f2")}, ["with other content"]),
+        ({"token_positions": np.zeros(4)}, ["with other content"]),
+    ],
+)
+def test_changed_label_is_named(cli: Cli, tmp_path: Path, changes: dict[str, Any], words: Sequence[str]) -> None:
+    write_folder(tmp_path / "trait", 2)
+    write_sentence(tmp_path / "trait", 2)
+    accepted(cli("ingest", tmp_path / "trait"))
+    before = contents(Path())
+    path = write_sentence(tmp_path / "trait", 2, changes={name: np.array(value) for name, value in changes.items()})
+    names_bad(cli("ingest", tmp_path / "trait"), path, "sentence_index 2", *words)
+    assert contents(Path()) == before
+
+
+def test_all_labels_changed(cli: Cli, tmp_path: Path) -> None:
+    """Nothing of the folder is in its store any more, but it is no other folder of that name."""
+    write_folder(tmp_path / "trait", 3)
+    accepted(cli("ingest", tmp_path / "trait"))
+    for index in range(3):
+        changes = {"concept_strength_label": np.array(7 + index)}
+        path = write_sentence(tmp_path / "trait", index, tokens=2 + (index * 5) % 6, changes=changes)
+        names_bad(cli("ingest", tmp_path / "trait"), path, f"label ({7 + index} instead of {index})", "alone differs")
+
+
+def test_special_files_elsewhere(cli: Cli, folder: Path) -> None:
+    """A pipe among the sources to verify, or in the place of a dataset, is named and not opened either."""
+    accepted(cli("ingest", folder))
+    a_pipe(folder / "sentence_000002.npz")
+    complaint(cli("verify", STORE, "--source", folder), "sentence_000002.npz", "found a pipe")
+    os.mkfifo("other.npz")
+    complaint(build(cli, STORE, "--stats-from", "other.npz"), "other.npz", "found a pipe")
+
+
+def test_npy_3(cli: Cli, tmp_path: Path) -> None:
+    """The newest version of the npy format, which numpy itself writes for names of fields only."""
+    path = write_sentence(tmp_path / "trait", 0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in sentence_arrays(0).items():
+            stream = io.BytesIO()
+            np.lib.format.write_array(stream, array, version=(3, 0))
+            archive.writestr(f"{name}.npy", stream.getvalue())
+    accepted(cli("ingest", tmp_path / "trait"))
+    np.testing.assert_array_equal(loaded().hidden_states[0], sentence_arrays(0)["hidden_states"].swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("dtype", ["<U", ">U"])
+def test_fragments_of_a_long_document(tmp_path: Path, save: Callable[..., None], dtype: str) -> None:
+    """The array is larger than other small arrays may be; its padding is not kept in memory."""
+    fragments = np.array(["ä" * 3 * n for n in range(1, 2501)]).astype(dtype)
+    assert fragments.nbytes > sentences.MAX_SMALL_BYTES
+    save(tmp_path / "a.npz", fragments=fragments)
+    tracemalloc.start()
+    with npz.Archive(tmp_path / "a.npz") as archive:
+        found = archive.texts("fragments", sentences.MAX_FRAGMENTS_BYTES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == fragments.tolist()
+    assert peak < 1.5 * sum(len(text) + 80 for text in found)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_limit_for_fragments(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool) -> None:
+    path = write_sentence(tmp_path / "trait", 0, tokens=50)
+    if not compressed:
+        np.savez(path, **sentence_arrays(0, tokens=50))  # type: ignore[arg-type]
+    assert sentence_arrays(0, tokens=50)["fragments"].nbytes > 10_000
+    with monkeypatch.context() as patch:
+        patch.setattr(sentences, "MAX_FRAGMENTS_BYTES", 10_000)
+        names_bad(cli("ingest", tmp_path / "trait"), path, "'fragments'", "limit of 10,000")
+    flipped("fragments", compressed=True)(path)
+    names_bad(cli("ingest", tmp_path / "trait"), path, "'fragments'", "damaged")
 
 
 def test_fragments_after_the_final_token_are_left_out(cli: Cli, tmp_path: Path) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -301,3 +306,211 @@ def test_root_metadata_is_plain_json(folder: Path, tmp_path: Path) -> None:
     for name, metadata in root["consolidated_metadata"]["metadata"].items():
         assert json.loads((tmp_path / "s.zarr" / name / "zarr.json").read_text()) == metadata
         assert "crc32c" in json.dumps(metadata["codecs"])
+
+
+@pytest.mark.parametrize("options", [{"layers": [0]}, {"features": 1}, {"average_l0s": [0, 0, 0]}, {"hidden": 1}])
+def test_arrays_of_zeros_keep_their_chunks(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Zero is what Zarr fills missing chunks with, and no chunk of ours may be missing."""
+    expected = write_folder(tmp_path / "in", 4, **options)
+    featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
+    write_sentence(tmp_path / "in", 4, tokens=9, **options)
+    featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
+    assert_holds(tmp_path / "s.zarr", [*expected, sentence_arrays(4, tokens=9, **options)])
+    assert featurestore.verify(tmp_path / "s.zarr", tmp_path / "in") == []
+    for name in ("layer", "average_l0", "feature", "token", "label", "n_nonfinite"):
+        assert (tmp_path / "s.zarr" / name / "c" / "0").is_file()
+
+
+def test_any_configuration_of_zarr(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes, the same values; and the configuration is neither changed nor, among threads, mixed up."""
+    expected = [sentence_arrays(index, tokens=2 + (index * 5) % 6) for index in range(5)]
+    featurestore.ingest(folder, tmp_path / "plain.zarr")
+    configuration = {
+        "default_zarr_format": 2,
+        "json_indent": None,
+        "array.order": "F",
+        "array.write_empty_chunks": False,
+        "array.read_missing_chunks": False,
+        "codec_pipeline.batch_size": 3,
+    }
+    with zarr.config.set(configuration):
+        before = json.dumps(zarr.config.config, default=str)
+        with monkeypatch.context() as patch:
+            patch.setattr(zarr.config, "set", None)
+            featurestore.ingest(folder, tmp_path / "s.zarr")
+            assert featurestore.verify(tmp_path / "s.zarr", folder) == []
+        assert json.dumps(zarr.config.config, default=str) == before
+        assert_holds(tmp_path / "s.zarr", expected)
+        for name in ("embeddings", "hidden_states"):
+            assert featurestore.open_store(tmp_path / "s.zarr")[name][:, :2].values.flags.c_contiguous
+    assert tree(tmp_path / "s.zarr") == tree(tmp_path / "plain.zarr")
+
+
+def test_a_store_is_opened_by_plain_zarr_as_written(folder: Path, tmp_path: Path) -> None:
+    """What is laid out here is what Zarr itself would write for these arrays."""
+    featurestore.ingest(folder, tmp_path / "s.zarr")
+    group = zarr.open_group(tmp_path / "s.zarr", mode="r")
+    for name, array in group.arrays():
+        ours = json.loads((tmp_path / "s.zarr" / name / "zarr.json").read_text())
+        assert json.loads(json.dumps(array.metadata.to_dict(), default=str)) | {"fill_value": 0} == ours | {
+            "fill_value": 0
+        }
+
+
+@pytest.mark.parametrize("links", ["the store", "a folder above", "dangling", "dangling folder above"])
+def test_stores_behind_links(folder: Path, tmp_path: Path, links: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is made, and its one lock is, where the link leads; also when its first ingest fails."""
+    real, link = tmp_path / "disk" / "big" / "s.zarr", tmp_path / "stores" / "s.zarr"
+    pointing, target = (link.parent, real.parent) if "above" in links else (link, real)
+    pointing.parent.mkdir(exist_ok=True)
+    pointing.symlink_to(target)
+    if "dangling" not in links:
+        target.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "Batch", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            featurestore.ingest(folder, link)
+    assert [path for path in (tmp_path / "disk").rglob("*") if path.is_file()] == []
+    assert featurestore.ingest(folder, link).store == link
+    assert pointing.is_symlink()
+    assert sorted(path.name for path in real.parent.iterdir()) == ["s.zarr"]
+    assert not real.is_symlink()
+    assert featurestore.verify(real, folder) == []
+    assert featurestore.ingest(folder, real).added == 0
+
+
+def test_one_writer_whatever_path(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tmp_path / "disk" / "s.zarr"
+    featurestore.ingest(folder, real)
+    (tmp_path / "link.zarr").symlink_to(real)
+    (tmp_path / "to_disk").symlink_to("disk")
+    (tmp_path / "again.zarr").symlink_to("link.zarr")
+    write_sentence(folder, 5)
+    monkeypatch.chdir(tmp_path / "disk")
+    ways = [real, tmp_path / "link.zarr", tmp_path / "again.zarr", tmp_path / "to_disk" / "s.zarr"]
+    ways += [Path("s.zarr"), Path("../disk/s.zarr"), Path("../to_disk/../disk/./s.zarr")]
+    for held, other in itertools.product(ways, ways):
+        with commit.exclusive(held, wait=False), pytest.raises(featurestore.StoreBusyError):
+            featurestore.ingest(folder, other)
+    assert featurestore.ingest(folder, tmp_path / "again.zarr").added == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("run/v1.5", "v1.5"),
+        ("v1.5.zarr", "v1.5"),
+        ("a.zarr.zarr", "a.zarr"),
+        ("a.b/c", "c"),
+        ("a.zarr/../b.x", "b.x"),
+        (".zarr", ".zarr"),
+        ("a.ZARR", "a.ZARR"),
+    ],
+)
+def test_names_of_stores(path: str, name: str) -> None:
+    assert store.store_name(Path(path)) == name
+
+
+def test_stores_with_dots_in_their_names(cli: Any, tmp_path: Path) -> None:
+    for version in ("v1.5", "v1.6"):
+        write_folder(tmp_path / version, 3, seed=int(version[-1]))
+        assert cli("ingest", tmp_path / version, "--store", f"run/{version}").exit_code == 0
+        built = cli("build", "--strategy", "hidden-to-concept", "--layer", 1, "--input", f"run/{version}")
+        assert built.exit_code == 0, built.output
+    listed = featurestore.list_datasets("generated_datasets", "run")
+    assert [(entry.file.split("/")[0], entry.store, entry.state) for entry in listed] == [
+        ("v1.5", "v1.5", "current"),
+        ("v1.6", "v1.6", "current"),
+    ]
+
+
+def test_attributes_are_what_netcdf_takes(folder: Path, tmp_path: Path) -> None:
+    write_sentence(folder, 5, drop=["layers"])
+    featurestore.ingest(folder, tmp_path / "s.zarr", skip_bad=True)
+    ds = featurestore.open_store(tmp_path / "s.zarr")
+    assert ds.attrs == {"featurestore_schema": 1, "featurestore_version": featurestore.__version__}
+    part = ds[["hidden_states"]].isel(token=-1).astype("f4").drop_vars(["text", "source", "source_digest", "fragment"])
+    part.to_netcdf(tmp_path / "part.nc", engine="scipy")
+    np.testing.assert_array_equal(xr.load_dataset(tmp_path / "part.nc").hidden_states, part.hidden_states)
+
+
+def test_incomplete_stores_say_so_once(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_ROWS", 4)
+    write_folder(tmp_path / "trait", 11)
+    read = sentences.read
+
+    def interrupted(file: SentenceFile) -> Sentence:
+        if file.sentence_index == 9:
+            raise KeyboardInterrupt
+        return read(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sentences, "read", interrupted)
+        assert cli("ingest", tmp_path / "trait", "--store", "s.zarr").exit_code == 130
+    build = ["build", "--strategy", "hidden-to-concept", "--layer", 1, "--input", "s.zarr", "--output", "x.npz"]
+    for line in (["info", "s.zarr"], build):
+        assert cli(*line).output.count("8 of 11") == 1
+    assert (featurestore.info("s.zarr").sentences, featurestore.info("s.zarr").expected_sentences) == (8, 11)
+    records: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    monkeypatch.setattr(handler, "emit", lambda record: records.append(record.getMessage()))
+    monkeypatch.setattr(logging.getLogger("featurestore"), "handlers", [handler])
+    featurestore.open_store("s.zarr")
+    assert len(records) == 1
+    assert "s.zarr is incomplete: 8 of 11 sentences" in records[0]
+    featurestore.ingest(tmp_path / "trait", "s.zarr")
+    featurestore.open_store("s.zarr")
+    assert len(records) == 1
+    assert featurestore.info("s.zarr").expected_sentences is None
+
+
+def test_info_by_any_scheduler(folder: Path, tmp_path: Path) -> None:
+    """What must be in this process runs in its threads, whatever scheduler is set."""
+    featurestore.ingest(folder, tmp_path / "s.zarr")
+
+    def unusable(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    with dask.config.set(scheduler=unusable):
+        measured = [sae.measured_l0 for sae in featurestore.info(tmp_path / "s.zarr").saes]
+    final = [sentence_arrays(index, tokens=2 + (index * 5) % 6)["activations"][:, -1] for index in range(5)]
+    np.testing.assert_allclose(measured, (np.array(final) != 0).sum(axis=2).mean(axis=0))
+
+
+def test_long_documents(tmp_path: Path, small_batches: int) -> None:
+    """Fragments are written chunk by chunk of 64 tokens: lengths about these, appended to each other."""
+    lengths = [130, 3, 64, 65, 200]
+    expected = []
+    for index, tokens in enumerate(lengths):
+        write_sentence(tmp_path / "in", index, tokens=tokens, layers=[2], hidden=1, features=1)
+        expected.append(sentence_arrays(index, tokens=tokens, layers=[2], hidden=1, features=1))
+        featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
+        assert_holds(tmp_path / "s.zarr", expected)
+    featurestore.ingest(tmp_path / "in", tmp_path / "at_once.zarr")
+    assert tree(tmp_path / "s.zarr") == tree(tmp_path / "at_once.zarr")
+    assert featurestore.verify(tmp_path / "s.zarr", tmp_path / "in") == []
+
+
+def test_the_home_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert featurestore.ingest("~/trait", "~/s.zarr").store == tmp_path / "s.zarr"
+    assert featurestore.open_store("~/s.zarr").sizes["sentence"] == featurestore.info("~/s.zarr").sentences == 5
+    assert featurestore.verify("~/s.zarr", "~/trait") == []
+    assert find_store("~/s.zarr") == tmp_path / "s.zarr"
+    assert find_store("~/trait") == Path("stores/trait.zarr")
+    assert not (tmp_path / "~").exists()
+    no_path: Any = b"s.zarr"
+    for function in (featurestore.open_store, featurestore.info, featurestore.verify, featurestore.ingest, find_store):
+        with pytest.raises(featurestore.ParameterError, match="expected a path"):
+            function(no_path)
+
+
+def test_without_assertions_and_docstrings(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import featurestore as f\n"
+        f"f.ingest({str(folder)!r}, 's.zarr')\n"
+        f"if f.verify('s.zarr', {str(folder)!r}) or f.info('s.zarr').sentences != 5: raise SystemExit('wrong')"
+    )
+    subprocess.run([sys.executable, "-OO", "-c", code], check=True, cwd=tmp_path)
+    assert featurestore.verify(tmp_path / "s.zarr", folder) == []
