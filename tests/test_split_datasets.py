@@ -105,9 +105,9 @@ def test_statistics_of_test_sentences_are_noticed(store: Path, caplog: pytest.Lo
     build(store, "hidden-to-concept", layer=0, output="train.npz", **split)
     build(store, "hidden-to-concept", layer=0, stats_from="train.npz", **split)
     build(store, "hidden-to-concept", layer=0, stats_from="all.npz")
-    assert "--stats-from" not in caplog.text
+    assert "stats_from" not in caplog.text
     build(store, "hidden-to-concept", layer=0, stats_from="all.npz", **split)
-    assert "--stats-from: its statistics include 30 of the 30 test sentences" in caplog.text
+    assert "stats_from=: its statistics include 30 of the 30 test sentences" in caplog.text
 
 
 def test_folds_alone(store: Path) -> None:
