@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from featurestore.sources import Source
 
 MAX_DATASETS = 100_000
-PROBLEMS = ("skip", "refuse")
+PROBLEMS = ("skip", "refuse", "keep")
 ALL = "all"
 Methods = tuple[str | None, ...]
 Located = tuple[Node, Target]
@@ -133,8 +133,9 @@ class Recipe:
         That whose normalization is used.
     output : Path
         Folder, in which each store has its own.
-    refuse : bool
-        Whether one dataset that nothing can be learned from refuses the recipe; otherwise it is skipped.
+    problems : str
+        What becomes of datasets that nothing can be learned from, one of `PROBLEMS`: they are skipped, refuse the whole
+        recipe, or are built with a warning.
     min_active : int
         A target feature that is active in fewer sentences counts as nearly dead.
     """
@@ -145,7 +146,7 @@ class Recipe:
     drop_nonfinite: bool
     stats_from: Dataset | None
     output: Path
-    refuse: bool
+    problems: str
     min_active: int
 
     @speaking("recipe")
@@ -230,9 +231,7 @@ def _recipe(root: Node) -> Recipe:
             with faults.collected(node):
                 entries.append(_entry(node, methods, min_active))
     faults.check()
-    return Recipe(
-        tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems == "refuse", min_active
-    )
+    return Recipe(tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems, min_active)
 
 
 def _entry(node: Node, methods: Methods, min_active: int) -> Entry:

@@ -106,7 +106,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "a bad range": (GOOD.replace("layer: 0", "layers: 5-2"), "bad.yaml:4: .*runs backwards; write 2-5"),
     "no values": (GOOD.replace("0", "[]"), r"bad.yaml:4: datasets\[0\].layer: expected at least one value"),
     "a bad method": (GOOD + "normalize: [none, z]\n", r"bad.yaml:5: normalize\[1\]: expected one of .*found 'z'"),
-    "a bad choice": (GOOD + "problems: ignore\n", "bad.yaml:5: problems: expected one of skip, refuse"),
+    "a bad choice": (
+        GOOD + "problems: ignore\n",
+        "bad.yaml:5: problems: expected one of skip, refuse, keep, found 'ignore'",
+    ),
     "a bad flag": (GOOD + "drop_nonfinite: 1\n", "bad.yaml:5: drop_nonfinite: expected true or false, found 1"),
     "a bad count": (GOOD + "min_active: 0\n", "bad.yaml:5: min_active: expected a number of at least 1"),
     "a bad split": (GOOD + "split: {test_size: 2}\n", "bad.yaml:5: split.test_size: --test-size: expected a fraction"),
