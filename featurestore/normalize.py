@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from featurestore.errors import ParameterError
+from featurestore.errors import ParameterError, brief
 from featurestore.schema import NORMALIZATIONS
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ def check_method(method: str) -> None:
     ParameterError
         If it is none of `PARAMETERS`.
     """
-    if method not in PARAMETERS:
-        raise ParameterError(f"normalize: expected one of {', '.join(PARAMETERS)}, found {method!r}")
+    if not isinstance(method, str) or method not in PARAMETERS:
+        raise ParameterError(f"normalize: expected one of {', '.join(PARAMETERS)}, found {brief(method)}")
 
 
 @dataclass(frozen=True, eq=False)

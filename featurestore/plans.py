@@ -143,7 +143,7 @@ def split_options(
     ParameterError
         If they are out of range, or a split would be neither by size nor by folds.
     """
-    if (test_size, folds, seed, group_by) == (None, None, None, None):
+    if all(value is None for value in (test_size, folds, seed, group_by)):
         return None
     return SplitOptions(test_size, folds, 0 if seed is None else seed, group_by)
 

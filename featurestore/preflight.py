@@ -20,6 +20,19 @@ MIN_ACTIVE = 5
 """A target feature that is active in fewer training sentences is nearly dead, unless another number is given."""
 
 
+def obstacle(assembly: Assembly, plan: Plan) -> str:
+    """Say why a dataset cannot be built at all, or nothing; arguments as of `problem`."""
+    finite, source = assembly.finite(plan), assembly.source
+    n_bad = int(np.count_nonzero(~finite))
+    if n_bad and not plan.drop_nonfinite:
+        return f"{n_bad} of {len(finite)} sentences have NaN or infinite values; drop_nonfinite: true leaves them out"
+    if n_bad == len(finite):
+        return "no sentence has finite values throughout"
+    if not np.any(finite & source.training_rows(plan.split)[source.select(plan).positions]):
+        return "no training sentence has finite values throughout"
+    return ""
+
+
 def problem(assembly: Assembly, plan: Plan, min_active: int) -> str:
     """Say why a dataset is unfit, or nothing.
 
@@ -32,38 +45,31 @@ def problem(assembly: Assembly, plan: Plan, min_active: int) -> str:
     min_active : int
         A target feature that is active in fewer training sentences is nearly dead.
     """
+    if found := obstacle(assembly, plan):
+        return found
     finite, source = assembly.finite(plan), assembly.source
-    n_bad = int(np.count_nonzero(~finite))
-    if n_bad and not plan.drop_nonfinite:
-        return f"{n_bad} of {len(finite)} sentences have NaN or infinite values; drop_nonfinite: true leaves them out"
-    if n_bad == len(finite):
-        return "no sentence has finite values throughout"
     selected, target, divided = source.select(plan), assembly.target(plan), source.split(plan.split)
     y = selected.y
     if y.name == "label":
-        fault = _constant(target[finite])
-        return (
-            f"y is {fault}"
-            if fault
-            else (_missing_labels(target[finite], divided, selected.positions[finite]) if divided else "")
-        )
+        if fault := _constant(target[finite], "sentences"):
+            return f"y is {fault}"
+        return _missing_labels(target[finite], divided, selected.positions[finite]) if divided else ""
     training = target[finite & source.training_rows(plan.split)[selected.positions]]
-    if len(training) == 0:
-        return "no training sentence has finite values throughout"
     columns = training.reshape(len(training), -1).T
     faults = (_inactive(column, min_active) if y.name == ACTIVATIONS else _constant(column) for column in columns)
     return "; ".join(f"{_name(y, i)} is {fault}" for i, fault in enumerate(faults) if fault)
 
 
-def _constant(column: NDArray[Any]) -> str:
-    return f"constant: {column[0]} in all {len(column)} sentences" if np.all(column == column[0]) else ""
+def _constant(column: NDArray[Any], rows: str = "training sentences") -> str:
+    return f"constant: {column[0]} in all {len(column)} {rows}" if np.all(column == column[0]) else ""
 
 
 def _inactive(column: NDArray[Any], min_active: int) -> str:
     n, active = len(column), int(np.count_nonzero(column))
     if not active:
-        return f"dead: active in none of {n} sentences"
-    return _constant(column) or (f"nearly dead: active in {active} of {n} sentences" if active < min_active else "")
+        return f"dead: active in none of {n} training sentences"
+    few = f"nearly dead: active in {active} of {n} training sentences, fewer than min_active: {min_active}"
+    return _constant(column) or (few if active < min_active else "")
 
 
 def _missing_labels(labels: NDArray[Any], divided: Split, positions: NDArray[np.intp]) -> str:

@@ -16,8 +16,8 @@ Numbers = tuple[int, ...]
 _MOST = 1_000_000
 """More than text can name, which has numbers of six digits."""
 
-_LONGEST_BITS = 1024
-"""Of an integer; longer ones may not even be printed."""
+_LONGEST_BITS = 256
+"""Of an integer, which a seed may have; the longest could not even be printed."""
 
 
 def parse_numbers(name: str, text: str) -> Numbers:
@@ -38,7 +38,8 @@ def parse_numbers(name: str, text: str) -> Numbers:
         match = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
         if not match:
             expected = "expected numbers and ranges such as 0-2,10,15-17"
-            raise ParameterError(f"{name}: {expected}, found {brief(part)} in {brief(text)}")
+            within = f" in {brief(text)}" if part != text else ""
+            raise ParameterError(f"{name}: {expected}, found {brief(part)}{within}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             backwards = f"the range {part.strip()} in {brief(text)} runs backwards; write {last}-{first}"

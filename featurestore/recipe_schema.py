@@ -40,7 +40,7 @@ def recipe_schema() -> dict[str, Any]:
                 "drop_nonfinite": _described({"type": "boolean"}, "Leave out sentences with NaN or infinity."),
                 "problems": _described(
                     {"enum": list(PROBLEMS)},
-                    "Skip datasets that nothing can be learned from (default), or refuse the recipe.",
+                    "Skip datasets that nothing can be learned from (default), refuse the recipe, or build them.",
                 ),
                 "min_active": _described(
                     _COUNT, f"A target that is active in fewer sentences is nearly dead; {MIN_ACTIVE} if left out."

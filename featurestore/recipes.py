@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.datasets import DATASETS, Dataset, load_dataset
-from featurestore.errors import SelectionError, speaking, spelled
+from featurestore.errors import SelectionError, brief, speaking, spelled
 from featurestore.nodes import Faults, Node, of_python, read_yaml
+from featurestore.paths import as_path
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
-from featurestore.ranges import Numbers, numbers, parse_numbers
+from featurestore.ranges import Numbers, integer, numbers, parse_numbers
 from featurestore.registry import Option, Strategy
 from featurestore.schema import NORMALIZATIONS
 from featurestore.splits import SplitOptions
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from featurestore.sources import Source
 
 MAX_DATASETS = 100_000
-PROBLEMS = ("skip", "refuse")
+PROBLEMS = ("skip", "refuse", "keep")
 ALL = "all"
 Methods = tuple[str | None, ...]
 Located = tuple[Node, Target]
@@ -133,8 +134,9 @@ class Recipe:
         That whose normalization is used.
     output : Path
         Folder, in which each store has its own.
-    refuse : bool
-        Whether one dataset that nothing can be learned from refuses the recipe; otherwise it is skipped.
+    problems : str
+        What becomes of datasets that nothing can be learned from, one of `PROBLEMS`: they are skipped, refuse the whole
+        recipe, or are built with a warning.
     min_active : int
         A target feature that is active in fewer sentences counts as nearly dead.
     """
@@ -145,7 +147,7 @@ class Recipe:
     drop_nonfinite: bool
     stats_from: Dataset | None
     output: Path
-    refuse: bool
+    problems: str
     min_active: int
 
     @speaking("recipe")
@@ -189,7 +191,11 @@ def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     RecipeError
         If it is no recipe; every fault is named, with line and key.
     """
-    return _recipe(of_python(recipe) if isinstance(recipe, Mapping) else read_yaml(Path(recipe)))
+    if isinstance(recipe, Mapping):
+        return _recipe(of_python(recipe))
+    with Node(recipe, "recipe").located():
+        path = as_path(recipe)
+    return _recipe(read_yaml(path))
 
 
 def entry_keys(strategy: Strategy) -> list[str]:
@@ -208,15 +214,13 @@ def _recipe(root: Node) -> Recipe:
         with faults.collected(node):
             match key:
                 case "stores":
-                    stores = node.items()
-                    for store in stores:
-                        store.text()
+                    stores = [replace(store, value=str(_path(store))) for store in node.items()]
                 case "normalize":
                     methods = _methods(node)
                 case "split":
                     split = _split(node)
                 case "stats_from":
-                    statistics = load_dataset(node.text())
+                    statistics = load_dataset(_path(node))
                 case "drop_nonfinite":
                     drop_nonfinite = node.flag()
                 case "problems":
@@ -224,15 +228,18 @@ def _recipe(root: Node) -> Recipe:
                 case "min_active":
                     min_active = node.count()
                 case "output":
-                    output = Path(node.text())
+                    output = _path(node)
     with faults.collected(given["datasets"]):
         for node in given["datasets"].items():
             with faults.collected(node):
                 entries.append(_entry(node, methods, min_active))
     faults.check()
-    return Recipe(
-        tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems == "refuse", min_active
-    )
+    return Recipe(tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems, min_active)
+
+
+def _path(node: Node) -> Path:
+    with node.located():
+        return as_path(node.text())
 
 
 def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
@@ -286,7 +293,7 @@ def _values(option: Option, node: Node, source: Source | None) -> list[Any]:
     values: list[Any] = []
     for item in node.items():
         with item.located():
-            if item.value == ALL and option.name.endswith(("layer", "layers")):
+            if item.is_word(ALL) and option.name.endswith(("layer", "layers")):
                 layers = source.layers if source else (0,)
                 found: list[Any] = [*layers] if option.type is int else [layers]
             elif option.type is int and isinstance(item.value, str):
@@ -305,15 +312,17 @@ def _targets(node: Node, min_active: int) -> list[Located] | Ranking:
     if isinstance(node.value, list):
         return [(pair, _pair(pair)) for pair in node.items()]
     if not isinstance(node.value, dict):
-        raise node.error(f"expected [layer, feature] pairs, or ranked: FILE.csv, or rank_by, found {node.value!r}")
+        raise node.error(
+            f"expected [layer, feature] pairs, or ranked: FILE.csv, or rank_by, found {brief(node.plain())}"
+        )
     if "ranked" in node.value:
         given = node.mapping(["ranked", "top"])
         top = given["top"].count() if "top" in given else None
         with given["ranked"].located():
-            return [(given["ranked"], target) for target in read_ranked(Path(given["ranked"].text()), top)]
+            return [(given["ranked"], target) for target in read_ranked(_path(given["ranked"]), top)]
     given = node.mapping(["rank_by", "top", "layers"], required=["rank_by", "top"])
     layers = None
-    if "layers" in given and given["layers"].value != ALL:
+    if "layers" in given and not given["layers"].is_word(ALL):
         with given["layers"].located():
             layers = numbers(spelled("layers"), given["layers"].plain())
     return Ranking(node, given["rank_by"].choice(list(RANKINGS)), given["top"].count(), layers, min_active)
@@ -322,8 +331,9 @@ def _targets(node: Node, min_active: int) -> list[Located] | Ranking:
 def _pair(node: Node) -> Target:
     pair = node.plain()
     if not isinstance(pair, list) or len(pair) not in (2, 3) or any(type(number) is not int for number in pair):
-        raise node.error(f"expected [layer, feature], or [layer, feature, average L0], found {pair!r}")
-    return dict(zip((*TARGET, "average_l0"), pair, strict=False))
+        raise node.error(f"expected [layer, feature], or [layer, feature, average L0], found {brief(pair)}")
+    with node.located():
+        return {name: integer(name, number) for name, number in zip((*TARGET, "average_l0"), pair, strict=False)}
 
 
 def _checked(node: Node, target: Target, source: Source) -> Target:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featurestore.duplicates import Components, group_near_duplicates
-from featurestore.errors import ParameterError, SelectionError, brief, shortened, spelled
-from featurestore.paths import as_path
+from featurestore.errors import ParameterError, SelectionError, brief, spelled
+from featurestore.groups import group_names
 from featurestore.ranges import integer
-from featurestore.texts import Table, whole_number
+from featurestore.stratify import assign, assign_two
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import xarray as xr
     from numpy.typing import NDArray
-
-_KEYS = {"sentence_index": "sentence", "sentence": "text"}
-"""How a file of groups may name the sentences, and the coordinates that hold the same."""
-
-_FLOAT = re.compile(r"[+-]?[0-9]{1,15}\.0*|nan", re.IGNORECASE)
-"""What pandas makes of integers, and of what is missing."""
 
 
 @dataclass(frozen=True)
@@ -90,37 +81,72 @@ class Split:
         False for the test rows.
     fold : ndarray, (n,) int64, or None
         From 0; test rows that are in no fold have -1.
-    duplicate_groups, duplicates : int
-        Groups of two or more near-duplicates, and the sentences in them.
-    across : int
-        Sentences with a near-duplicate, or another member of their group, on another side: in the test part, in the
-        training part, in another fold. Counted from the result.
-    across_if_ignored : int
-        Sentences that would have a near-duplicate on another side, had the same split ignored near-duplicates.
+    near, groups : ndarray, (n,) int64
+        Equal numbers for near-duplicates, and for members of one group; another for each of the rest.
+    careless : ndarray, (n,) int64
+        On which side each would be, numbered in any way, had the same split ignored near-duplicates.
     groups_digest : str
         SHA-256 of the sentences' groups, in hex; empty without `group_by`.
     """
 
     train: NDArray[np.bool_]
     fold: NDArray[np.int64] | None
-    duplicate_groups: int
-    duplicates: int
-    across: int
-    across_if_ignored: int
+    near: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    careless: NDArray[np.int64]
     groups_digest: str
+
+    @property
+    def duplicates(self) -> int:
+        """Sentences that are near-duplicates of another."""
+        return int(np.count_nonzero(_sizes(self.near) > 1))
+
+    @property
+    def duplicate_groups(self) -> int:
+        """Groups of two or more near-duplicates."""
+        return len(np.unique(self.near[_sizes(self.near) > 1]))
+
+    @property
+    def across(self) -> int:
+        """Sentences with a near-duplicate, or another member of their group, on another side; counted from the result.
+
+        Sides are the test part, the training part, and each fold.
+        """
+        sides = _sides(self.train, self.fold)
+        return int(np.count_nonzero(_torn(self.near, sides) | _torn(self.groups, sides)))
+
+    @property
+    def across_if_ignored(self) -> int:
+        """Sentences that would have a near-duplicate on another side, had the same split ignored near-duplicates."""
+        return int(np.count_nonzero(_torn(self.near, self.careless)))
 
     @property
     def report(self) -> str:
         """The split in two lines of plain English."""
-        n_train = np.count_nonzero(self.train)
-        sizes = f"{n_train} sentences for training, {len(self.train) - n_train} for testing"
+        return self.report_of(np.ones(len(self.train), np.bool_))
+
+    def report_of(self, kept: NDArray[np.bool_]) -> str:
+        """Report on the sentences that a dataset keeps, (n,) bool, as `report` does on all."""
+        train, near, groups = self.train[kept], self.near[kept], self.groups[kept]
+        fold = None if self.fold is None else self.fold[kept]
+        n, n_train, sides = len(train), np.count_nonzero(train), _sides(train, fold)
+        sizes, across = f"{n_train} sentences for training, {n - n_train} for testing", "training and testing"
         if self.fold is not None:
-            counts = np.bincount(self.fold[self.fold >= 0])
+            counts = np.bincount(sides[sides >= 0], minlength=self.fold.max() + 1)
             sizes += f"; {len(counts)} folds of {counts.min()}" + f" to {counts.max()}" * bool(np.ptp(counts))
-        kin = "a near-duplicate or a member of their group" if self.groups_digest else "a near-duplicate"
-        found = f"{self.duplicates} sentences in {self.duplicate_groups} groups of near-duplicates"
-        ignored = f"{self.across_if_ignored} if near-duplicates were ignored"
-        return f"{sizes}\n{found}; {self.across} sentences have {kin} on another side ({ignored})"
+            across = "training, testing and folds"
+        if n < len(kept):
+            sizes += f"; {len(kept) - n} left out"
+        if alike := np.count_nonzero(_sizes(near) > 1):
+            careless, leaking = (np.count_nonzero(_torn(near, where)) for where in (self.careless[kept], sides))
+            found = f"{alike} sentences are nearly the same as another (near-duplicates): if that were ignored,"
+            found += f" {careless or 'none'} would leak between {across}; here {leaking or 'none'} do"
+        else:
+            found = f"no sentence is nearly the same as another (a near-duplicate), so none can leak between {across}"
+        if self.groups_digest:
+            divided = np.count_nonzero(_torn(groups, sides))
+            found += f"; {divided} sentences are apart from their group" if divided else "; no group is divided"
+        return f"{sizes}\n{found}"
 
 
 def split(ds: xr.Dataset, options: SplitOptions) -> Split:
@@ -157,7 +183,7 @@ def split(ds: xr.Dataset, options: SplitOptions) -> Split:
     order = np.argsort(ds["sentence"].values, kind="stable")
     sentence, label, text = (ds[name].values[order] for name in ("sentence", "label", "text"))
     near = group_near_duplicates(text.tolist())
-    names = [""] * len(near) if options.group_by is None else _group_names(ds, options.group_by)
+    names = [""] * len(near) if options.group_by is None else group_names(ds, options.group_by)
     named = [names[position] for position in order.tolist()]
     groups = _first_members(named)
     units = _connected(near, groups)
@@ -167,23 +193,16 @@ def split(ds: xr.Dataset, options: SplitOptions) -> Split:
     sides = _sides(train, fold)
     if not _met(sides, options):
         raise _impossible(units, options)
-    duplicates = _sizes(near) > 1
+    careless = _sides(*_divide(groups, label, options)) if len(np.unique(near)) < len(near) else sides
     back = np.argsort(order)
     return Split(
         train=train[back],
         fold=None if fold is None else fold[back],
-        duplicate_groups=len(np.unique(near[duplicates])),
-        duplicates=int(np.count_nonzero(duplicates)),
-        across=int(np.count_nonzero(_torn(near, sides) | _torn(groups, sides))),
-        across_if_ignored=_torn_if_ignored(near, groups, label, options) if duplicates.any() else 0,
+        near=near[back],
+        groups=groups[back],
+        careless=careless[back],
         groups_digest="" if options.group_by is None else _digest(sentence.tolist(), named),
     )
-
-
-def _torn_if_ignored(
-    near: NDArray[np.int64], groups: NDArray[np.int64], label: NDArray[np.int64], options: SplitOptions
-) -> int:
-    return int(np.count_nonzero(_torn(near, _sides(*_divide(groups, label, options)))))
 
 
 def _divide(
@@ -192,51 +211,14 @@ def _divide(
     rng = np.random.default_rng(options.seed)
     train = np.ones(len(units), np.bool_)
     if options.test_size is not None:
-        train = _assign(units, labels, np.array([1 - options.test_size, options.test_size]), rng) == 0
+        train = assign_two(units, labels, options.test_size, rng) == 0
     if options.folds is None:
         return train, None
     fold = np.full(len(units), -1)
     # The largest unit goes to the first of equal parts: without the permutation always to the test part.
     shares = np.full(options.folds, 1 / options.folds)
-    fold[train] = rng.permutation(options.folds)[_assign(units[train], labels[train], shares, rng)]
+    fold[train] = rng.permutation(options.folds)[assign(units[train], labels[train], shares, rng)]
     return (train if options.test_size is not None else fold != 0), fold
-
-
-def _assign(
-    units: NDArray[np.int64], labels: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Divide rows into parts of given shares, for each label; return the part of each row.
-
-    The largest units first, each goes to the part that lacks most of its labels. Lacks are counted in whole rows, so
-    that the last rows of a label, which fit nowhere exactly, even the sizes of the parts; of unequal parts in pieces of
-    the unit's size, because the larger part would get the last piece of every label.
-    """
-    unequal = bool(np.ptp(shares))
-    part = np.zeros(len(units), np.int64)
-    _, label, totals = np.unique(labels, return_inverse=True, return_counts=True)
-    lacking, placed, done = np.outer(shares, totals), np.zeros(len(shares)), 0
-    for rows in _large_to_small(units, label, rng):
-        own, counts = np.unique(label[rows], return_counts=True)
-        done += len(rows)
-        piece = counts if unequal else np.ones_like(counts)
-        fit = (np.ceil(lacking[:, own] / piece - 1e-9) * piece * counts / totals[own]).sum(axis=1)
-        lag = shares * done - placed
-        chosen = np.lexsort((-lag.round(9), -fit.round(9)))[0]
-        lacking[chosen, own] -= counts
-        placed[chosen] += len(rows)
-        part[rows] = chosen
-    return part
-
-
-def _large_to_small(
-    units: NDArray[np.int64], label: NDArray[np.int64], rng: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the rows of each unit: the largest first, those of one size by label, and otherwise shuffled."""
-    _, first, sizes = np.unique(units, return_index=True, return_counts=True)
-    rows = np.split(np.argsort(units, kind="stable"), np.cumsum(sizes)[:-1])
-    shuffled = rng.permutation(len(sizes))
-    for unit in shuffled[np.lexsort((label[first[shuffled]], -sizes[shuffled]))].tolist():
-        yield rows[unit]
 
 
 def _connected(near: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -261,7 +243,8 @@ def _digest(sentence: Sequence[int], names: Sequence[str]) -> str:
 
 def _sizes(grouping: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the size of each one's group."""
-    return np.bincount(grouping, minlength=len(grouping))[grouping]
+    _, inverse, counts = np.unique(grouping, return_inverse=True, return_counts=True)
+    return counts[inverse]
 
 
 def _sides(train: NDArray[np.bool_], fold: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -270,9 +253,8 @@ def _sides(train: NDArray[np.bool_], fold: NDArray[np.int64] | None) -> NDArray[
 
 def _torn(grouping: NDArray[np.int64], sides: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which have a member of their group on another side."""
-    torn = np.zeros(len(grouping), np.bool_)
-    torn[grouping[sides != sides[grouping]]] = True
-    return torn[grouping]
+    _, first, inverse = np.unique(grouping, return_index=True, return_inverse=True)
+    return np.isin(inverse, inverse[sides != sides[first[inverse]]])
 
 
 def _n_sides(options: SplitOptions) -> int:
@@ -300,46 +282,3 @@ def _impossible(units: NDArray[np.int64], options: SplitOptions) -> SelectionErr
         f"{asked}: the {n} sentences form {len(np.unique(units))} groups of {kin}, and the largest holds {largest}: "
         "no split keeps them together; ask for fewer or larger parts, or add sentences that differ"
     )
-
-
-def _group_names(ds: xr.Dataset, group_by: str) -> list[str]:
-    """Return the name of each sentence's group; an empty one belongs to none."""
-    coordinates = [str(name) for name, values in ds.coords.items() if values.dims == ("sentence",)]
-    if group_by in coordinates:
-        return [_group_name(value) for value in ds[group_by].values.tolist()]
-    path, _, column = group_by.rpartition(":")
-    if not path or not column.strip():
-        expected = f"expected FILE.csv:COLUMN or one of {', '.join(sorted(coordinates))}"
-        raise ParameterError(f"{spelled('group_by')}: {expected}, found {brief(group_by)}")
-    try:
-        key, named = _read_groups(as_path(path), column.strip())
-    except ParameterError as error:
-        raise ParameterError(f"{spelled('group_by')}: {error}") from error
-    sentences = [str(value).strip() for value in ds[_KEYS[key]].values.tolist()]
-    if unnamed := [name for name in sentences if name and name not in named]:
-        some = "; ".join(map(shortened, unnamed[:3])) + "; ..." * (len(unnamed) > 3)
-        found = f"{len(unnamed)} of {len(sentences)} sentences are not in it ({key} {some})"
-        add = f"add them, with an empty {shortened(column.strip())} where there is no group"
-        raise ParameterError(f"{spelled('group_by')}: {shortened(path)}: {found}; {add}")
-    return [named.get(name, "") for name in sentences]
-
-
-def _read_groups(path: Path, column: str) -> tuple[str, dict[str, str]]:
-    """Read the groups of sentences, by sentence_index or else by text; return by which, and the groups."""
-    table = Table(path)
-    key = next((name for name in _KEYS if name in table.header), " or ".join(_KEYS))
-    named: dict[str, str] = {}
-    for where, (name, cell) in table.rows([key, column]):
-        sentence = str(whole_number(where, key, name)) if key == "sentence_index" else name
-        group = _group_name(float(cell)) if _FLOAT.fullmatch(cell) else cell
-        if named.setdefault(sentence, group) != group:
-            found = f"{key} {shortened(sentence)} is in two groups, {brief(named[sentence])} and {brief(group)}"
-            raise ParameterError(f"{where}: {found}")
-    return key, named
-
-
-def _group_name(value: object) -> str:
-    """Name the group of a value so that 3 and 3.0 are one, and None and NaN are none."""
-    if value is None or value != value:
-        return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)

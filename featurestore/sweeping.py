@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -45,7 +46,7 @@ class Planned:
     state : str
         ``"new"``, ``"stale"`` (there, of other sentences), ``"current"`` (there, up to date), or ``"unfit"``.
     problem : str
-        Why it is unfit.
+        Why it is unfit, or would be if the recipe did not keep it.
     """
 
     store: str
@@ -132,7 +133,7 @@ def sweep(
     for assembly in assemblies:
         assembly.probe(item.plan for owner, item in pending if owner is assembly)
     result = Sweep(
-        tuple(_judged(item, assembly, study.min_active) for assembly, item in planned),
+        tuple(_judged(item, assembly, study) for assembly, item in planned),
         {
             source.name: divided.report
             for source in dict.fromkeys(assembly.source for assembly, _ in pending)
@@ -140,9 +141,9 @@ def sweep(
         },
         study.output,
     )
-    _check_fitness(result.datasets, study.refuse)
+    _check_fitness(result.datasets, study.problems)
     if dry_run:
-        return result
+        return _warned(result)
     todo = result.in_state("new", "stale")
     shares = [(assembly, [item for item in todo if item.store == assembly.source.name]) for assembly in assemblies]
     to_read = sum(assembly.n_bytes(item.plan for item in share) for assembly, share in shares)
@@ -150,22 +151,31 @@ def sweep(
     late: dict[Path, Planned] = {}
     for assembly, share in shares:
         late |= _build(assembly, share, study, meter)
-    return replace(result, datasets=tuple(late.get(item.output, item) for item in result.datasets))
+    return _warned(replace(result, datasets=tuple(late.get(item.output, item) for item in result.datasets)))
 
 
 @speaking("recipe")
-def _judged(item: Planned, assembly: Assembly, min_active: int) -> Planned:
-    """Mark a dataset that is to be built, but is unfit as far as it has been read."""
-    fault = "" if item.state == "current" else preflight.problem(assembly, item.plan, min_active)
-    return replace(item, state="unfit", problem=fault) if fault else item
+def _judged(item: Planned, assembly: Assembly, study: Recipe) -> Planned:
+    """Say what is wrong with a dataset that is to be built, as far as it has been read, and leave it out if need be."""
+    fault = "" if item.state == "current" else preflight.problem(assembly, item.plan, study.min_active)
+    kept = not fault or (study.problems == "keep" and not preflight.obstacle(assembly, item.plan))
+    return replace(item, state=item.state if kept else "unfit", problem=fault)
 
 
-def _check_fitness(planned: Sequence[Planned], refuse: bool) -> None:
+def _check_fitness(planned: Sequence[Planned], problems: str) -> None:
     unfit = [item for item in planned if item.state == "unfit"]
-    if unfit and refuse:
+    if unfit and problems == "refuse":
         faults = "\n".join(dict.fromkeys(f"{item.store}: {item.problem}" for item in unfit))
         found = f"{len(unfit)} of {len(planned)} datasets are unfit; leave them out with problems: skip"
         raise RecipeError(f"{found}\n{faults}")
+
+
+def _warned(result: Sweep) -> Sweep:
+    """Warn of datasets that are built although they are unfit."""
+    faults = Counter(f"{item.store}: {item.problem}" for item in result.in_state("new", "stale") if item.problem)
+    for fault, count in faults.items():
+        logger.warning("%s (kept; datasets: %d)", fault, count)
+    return result
 
 
 def _sources(study: Recipe, wait: bool, progress: Progress) -> list[Source]:
@@ -216,13 +226,13 @@ def _check_outputs(planned: Sequence[Planned]) -> None:
 def _build(assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter: _Meter) -> dict[Path, Planned]:
     """Read what the datasets of one store need, then write them side by side, a few at a time.
 
-    Returns those that turned out to be unfit only now: where a strategy makes values that are not finite.
+    Returns those that are unfit, some only now: where a strategy makes values that are not finite.
     """
     if not planned:
         return {}
     assembly.read([item.plan for item in planned], planned[0].output.parent, meter.add)
-    judged = [_judged(item, assembly, study.min_active) for item in planned]
-    _check_fitness(judged, study.refuse)
+    judged = [_judged(item, assembly, study) for item in planned]
+    _check_fitness(judged, study.problems)
     writing: dict[Future[Path], Planned] = {}
     n_constant = 0
 
@@ -249,7 +259,7 @@ def _build(assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter:
             "%s: %d datasets have constant columns of X, which come out as 0", assembly.source.name, n_constant
         )
     assembly.forget()
-    return {item.output: item for item in judged if item.state == "unfit"}
+    return {item.output: item for item in judged if item.problem}
 
 
 class _Meter:

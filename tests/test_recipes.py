@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+import xarray as xr
 import yaml
 from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
@@ -106,7 +109,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "a bad range": (GOOD.replace("layer: 0", "layers: 5-2"), "bad.yaml:4: .*runs backwards; write 2-5"),
     "no values": (GOOD.replace("0", "[]"), r"bad.yaml:4: datasets\[0\].layer: expected at least one value"),
     "a bad method": (GOOD + "normalize: [none, z]\n", r"bad.yaml:5: normalize\[1\]: expected one of .*found 'z'"),
-    "a bad choice": (GOOD + "problems: ignore\n", "bad.yaml:5: problems: expected one of skip, refuse"),
+    "a bad choice": (
+        GOOD + "problems: ignore\n",
+        "bad.yaml:5: problems: expected one of skip, refuse, keep, found 'ignore'",
+    ),
     "a bad flag": (GOOD + "drop_nonfinite: 1\n", "bad.yaml:5: drop_nonfinite: expected true or false, found 1"),
     "a bad count": (GOOD + "min_active: 0\n", "bad.yaml:5: min_active: expected a number of at least 1"),
     "a bad split": (GOOD + "split: {test_size: 2}\n", "bad.yaml:5: split.test_size: expected a fraction"),
@@ -169,6 +175,37 @@ BAD: dict[str, tuple[Any, str]] = {
         GOOD.replace("0", "x") + "  - strategy: y\n",
         r"(?s)bad.yaml:4: datasets\[0\].*\n.*bad.yaml:5: datasets\[1\]",
     ),
+    "a mapping that contains itself": (
+        GOOD + "split: &a {folds: *a}\n",
+        "^bad.yaml:5: split.folds.*: nested more deeply",
+    ),
+    "a merge key": (GOOD + "<<: {output: a}\n", "^bad.yaml:5: <<: unknown key"),
+    "a tagged list": (GOOD + "output: !omap [a]\n", "^bad.yaml:5: output: expected plain values, found !omap"),
+    "a set": (GOOD + "output: !!set {a}\n", "^bad.yaml:5: output: expected plain values, found tag:yaml.org,2002:set"),
+    "no such boolean": (GOOD + "output: !!bool x\n", "^bad.yaml:5: output: expected plain values"),
+    "an empty integer": (GOOD + "output: !!int ''\n", "^bad.yaml:5: output: expected plain values"),
+    "no timestamp": (GOOD + "output: !!timestamp x\n", "^bad.yaml:5: output: expected plain values"),
+    "a date": (GOOD + "output: 2020-01-01\n", "^bad.yaml:5: output: expected text, found datetime.date"),
+    "bytes": (GOOD + "output: !!binary aGk=\n", "^bad.yaml:5: output: expected text, found b'hi'"),
+    "no such character": (GOOD + 'output: "\\UFFFFFFFF"\n', "^bad.yaml: is no YAML: "),
+    "half a character": (GOOD + 'output: "\\ud800"\n', r"^bad.yaml:5: output: expected text, found '\\ud800'"),
+    "5,000 digits": (GOOD + f"min_active: {'9' * 5000}\n", "^bad.yaml:5: min_active: expected plain values"),
+    "4,000 digits": (
+        GOOD.replace("0", "9" * 4000),
+        r"^bad.yaml:4: datasets\[0\].layer: .* of at most 256 bits, found 9+\.\.\.9+$",
+    ),
+    "20 digits": (
+        GOOD + f"min_active: {'9' * 20}\n",
+        "^bad.yaml:5: min_active: expected a number of at least 1, found 9+$",
+    ),
+    "a layer of a pair with 100 digits": (
+        GOOD + f"  - strategy: hidden-to-feature\n    targets: [[{'9' * 100}, 2]]\n",
+        r"^bad.yaml:6: datasets\[1\].targets\[0\]: target_layer: expected an integer of at most 256 bits",
+    ),
+    "a long text": (GOOD + f"problems: {'a' * 5000}\n", r"^bad.yaml:5: problems: .*, found 'a+\.\.\.a+'$"),
+    "a long key": (GOOD + f"? {'a' * 2000}\n: 1\n", r"^bad.yaml:6: a+\.\.\.: unknown key"),
+    "a key that drives a terminal": (GOOD + '"\\e[31m": 1\n', r"^bad.yaml:5: \\x1b\[31m: unknown key"),
+    "nobody's home": (GOOD + "output: ~nobody-of-that-name/a\n", "^bad.yaml:5: output: .*names no user"),
     "two stores of one name": (GOOD.replace("care", "[care, care]"), r"bad.yaml:1: stores\[1\]: a second store"),
 }
 
@@ -178,9 +215,145 @@ def test_bad_recipes(folder: Path, fault: str) -> None:
     content, message = BAD[fault]
     if content is not None:
         Path("bad.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(featurestore.FeatureStoreError, match=message):
+    with pytest.raises(featurestore.FeatureStoreError, match=message) as caught:
         featurestore.sweep("bad.yaml")
+    for line in str(caught.value).splitlines():
+        assert line.isprintable()
+        assert len(line) < 300
     assert not Path("generated_datasets").exists()
+
+
+class Hostile:
+    """Neither a text nor equal to anything."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError
+
+
+def endless() -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    values["strategy"] = values["layer"] = values["folds"] = [values]
+    return values
+
+
+ABSURD: list[Any] = [
+    None, b"x", [], {}, [[]], "a" * 5000, "\0", "a\nb", "\ud800", endless(), [endless()], 10**400, 10**5000, -1,
+    float("nan"), float("inf"), {1: 2}, {None: 1}, {"a" * 5000: 1}, {1, 2}, iter([1]), datetime.date(2020, 1, 1),
+    Decimal("0.2"), Hostile(), [Hostile()], np.array([[1, 2]]), np.array([0.5]), np.datetime64("2020"),
+    np.array(["2020"], "M8[ns]"), object(), range(10**30), 3 + 2j, "0-999999," * 600, {str(i): i for i in range(300)},
+]  # fmt: skip
+
+PLACES = {
+    "stores": ("stores",),
+    "datasets": ("datasets",),
+    "datasets[0]": ("datasets", 0),
+    "datasets[0].strategy": ("datasets", 0, "strategy"),
+    "datasets[0].layer": ("datasets", 0, "layer"),
+    "datasets[0].normalize": ("datasets", 0, "normalize"),
+    "datasets[1].targets": ("datasets", 1, "targets"),
+    "datasets[1].targets.rank_by": ("datasets", 1, "targets", "rank_by"),
+    "datasets[1].targets.top": ("datasets", 1, "targets", "top"),
+    "datasets[1].targets.layers": ("datasets", 1, "targets", "layers"),
+    "datasets[2].targets[0]": ("datasets", 2, "targets", 0),
+    "normalize": ("normalize",),
+    "split": ("split",),
+    "split.test_size": ("split", "test_size"),
+    "split.folds": ("split", "folds"),
+    "stats_from": ("stats_from",),
+    "drop_nonfinite": ("drop_nonfinite",),
+    "problems": ("problems",),
+    "min_active": ("min_active",),
+    "output": ("output",),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_absurd_values_in_python(place: str) -> None:
+    """Each is refused, in short lines that say where; no store is needed to know."""
+    *path, last = PLACES[place]
+    for value in ABSURD:
+        recipe: dict[str, Any] = {
+            "stores": "nowhere",
+            "split": {"test_size": 0.5, "folds": 2},
+            "datasets": [
+                {"strategy": "hidden-to-concept", "layer": 0},
+                {"strategy": "hidden-to-feature", "targets": {"rank_by": "label", "top": 2}},
+                {"strategy": "embedding-to-feature", "targets": [[0, 1]]},
+            ],
+        }
+        parent: Any = recipe
+        for key in path:
+            parent = parent[key]
+        parent[last] = value
+        with pytest.raises(featurestore.FeatureStoreError) as caught:
+            featurestore.sweep(recipe)
+        for line in str(caught.value).splitlines():
+            assert line.isprintable()
+            assert len(line) < 300
+            assert line.startswith((f"recipe: {place}", "recipe: stores: nowhere: no such store")), line
+
+
+@pytest.mark.parametrize(
+    "recipe", [value for value in ABSURD if not isinstance(value, dict)], ids=lambda value: type(value).__name__
+)
+def test_what_is_no_recipe(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(featurestore.RecipeError) as caught:
+        featurestore.sweep(recipe)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_numbers_of_numpy_and_xarray(folder: Path) -> None:
+    layers = xr.DataArray([0, 1])
+    found = planned(
+        {
+            "stores": Path("care"),
+            "split": {"test_size": np.float32(0.25), "folds": np.int64(3), "seed": 2**100},
+            "min_active": np.int64(1),
+            "datasets": [
+                {"strategy": "hidden-to-concept", "layer": layers},
+                {
+                    "strategy": "hidden-to-concept",
+                    "layers": [np.array([1, 0]), range(2)],
+                    "normalize": np.array(["none"]),
+                },
+                {"strategy": "hidden-to-feature", "targets": np.array([[0, 4], [1, 2]]), "normalize": "none"},
+            ],
+        }
+    )
+    assert found == [
+        ("hidden-to-concept", {"layer": 0}, "standardize"),
+        ("hidden-to-concept", {"layer": 1}, "standardize"),
+        ("hidden-to-concept", {"layers": (1, 0)}, "none"),
+        ("hidden-to-concept", {"layers": (0, 1)}, "none"),
+        ("hidden-to-feature", {"target_layer": 0, "target_feature": 4}, "none"),
+        ("hidden-to-feature", {"target_layer": 1, "target_feature": 2}, "none"),
+    ]
+
+
+def test_paths_below_the_home_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the recipe, its store, its ranking, its statistics and its output, from another working folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    featurestore.ingest(folder, tmp_path / "care.zarr")
+    Path("ranked.csv").write_text("layer,feature_id,average_l0\n0,4,3\n")
+    monkeypatch.chdir(folder)
+    (tmp_path / "r.yaml").write_text(
+        "stores: ~/care.zarr\noutput: ~/out\ndatasets: {strategy: hidden-to-feature, targets: {ranked: ~/ranked.csv}}\n"
+    )
+    done = featurestore.sweep("~/r.yaml")
+    (swept,) = (tmp_path / "out" / "care").glob("*.npz")
+    assert [planned.output for planned in done.datasets] == [swept]
+    recipe = yaml.safe_load((tmp_path / "r.yaml").read_text())
+    recipe |= {"stats_from": f"~/out/care/{swept.name}", "output": "~/again"}
+    featurestore.sweep(recipe)
+    (again,) = (tmp_path / "again" / "care").glob("*.npz")
+    with np.load(swept) as first, np.load(again) as second:
+        np.testing.assert_array_equal(first["X"], second["X"])
+    assert not (folder / "~").exists()
 
 
 def test_the_command_line_says_it_in_one_line_each(folder: Path, cli: Any) -> None:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +291,84 @@ def test_the_report_counts_what_leaks() -> None:
     result = split(dataset(texts, [0] * 50), SplitOptions(test_size=0.3, folds=3))
     assert (result.duplicate_groups, result.duplicates, result.across, result.groups_digest) == (2, 10, 0, "")
     assert 0 < result.across_if_ignored <= 10
-    assert "35 sentences for training, 15 for testing; 3 folds of 11 to 12\n" in result.report
-    assert "10 sentences in 2 groups of near-duplicates; 0 sentences have a near-duplicate" in result.report
+    assert result.report == (
+        "35 sentences for training, 15 for testing; 3 folds of 11 to 12\n"
+        "10 sentences are nearly the same as another (near-duplicates): if that were ignored, "
+        f"{result.across_if_ignored} would leak between training, testing and folds; here none do"
+    )
+
+
+def test_the_report_on_what_a_dataset_keeps() -> None:
+    """Of two near-duplicates one is left out: then no sentence is alike any more."""
+    texts = [f"{SENTENCE} {word}" for word in ("Yes.", "No.")] + distinct([0] * 8)["text"].values.tolist()
+    result = split(dataset(texts, [0] * 10, kind=["a", "a", *"bcdefghi"]), SplitOptions(0.3, group_by="kind"))
+    assert result.report.splitlines()[0] == "7 sentences for training, 3 for testing"
+    assert result.report.endswith("here none do; no group is divided")
+    kept = np.arange(10) != 1
+    test = np.count_nonzero(~result.train[kept])
+    assert result.report_of(kept) == (
+        f"{9 - test} sentences for training, {test} for testing; 1 left out\n"
+        "no sentence is nearly the same as another (a near-duplicate), so none can leak between training and testing; "
+        "no group is divided"
+    )
+    torn = replace(result, train=np.arange(10) > 0)
+    assert (torn.across, torn.duplicates, torn.duplicate_groups) == (2, 2, 1)
+    assert torn.report.endswith("; here 2 do; 2 sentences are apart from their group")
+    folds = split(distinct([0] * 10), SplitOptions(0.4, folds=3))
+    assert folds.report_of(sides(folds) != 0).startswith(
+        "4 sentences for training, 4 for testing; 3 folds of 0 to 2; 2 left out\n"
+    )
+
+
+def best_sizes(groups: Sequence[Any], asked: float) -> list[int]:
+    """The sizes nearest to what was asked among those of all sets of groups, by trying each."""
+    counts = [groups.count(group) for group in set(groups)]
+    sizes = {sum(chosen) for n in range(len(counts) + 1) for chosen in combinations(counts, n)}
+    nearest = min(abs(size - asked) for size in sizes)
+    return [size for size in sizes if abs(abs(size - asked) - nearest) < 1e-9]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=2, max_size=40),
+    st.floats(0.05, 0.95),
+    st.integers(0, 9),
+)
+def test_the_size_of_the_test_part_is_the_nearest_there_is(
+    rows: list[tuple[int, int]], test_size: float, seed: int
+) -> None:
+    groups, labels = zip(*rows, strict=True)
+    sizes = best_sizes(groups, test_size * len(rows))
+    try:
+        result = split(distinct(labels, group=groups), SplitOptions(test_size, seed=seed, group_by="group"))
+    except SelectionError:
+        n = len(rows)
+        far = min(abs(size - test_size * n) for size in sizes) >= max(1, n * min(test_size, 1 - test_size) / 2)
+        assert far or {0, n} & set(sizes)
+        return
+    assert np.count_nonzero(~result.train) in sizes or {0, len(rows)} & set(sizes)
+
+
+def test_a_nearer_size_costs_no_label_its_share() -> None:
+    """Pairs and triples among single sentences, 300 in all: 60 for testing, and a fifth of each label but for a row."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        groups = np.concatenate([np.repeat(np.arange(30), rng.integers(2, 4, 30)), np.arange(100, 500)])[:300]
+        labels = rng.integers(0, 4, 300)
+        chosen = SplitOptions(0.2, seed=seed, group_by="group")
+        test = ~split(distinct(labels.tolist(), group=groups.tolist()), chosen).train
+        assert np.count_nonzero(test) == 60
+        off = [np.count_nonzero(test & (labels == label)) - 0.2 * np.sum(labels == label) for label in range(4)]
+        assert np.abs(off).max() < 2
+
+
+def test_rows_whose_number_was_right_stay_where_they_were() -> None:
+    """Datasets of earlier versions keep their rows: 24 sentences, in pairs and alone, as they were divided then."""
+    groups = [*np.repeat(range(6), 2).tolist(), *range(10, 22)]
+    chosen = SplitOptions(0.25, folds=3, seed=0, group_by="group")
+    result = split(distinct([i % 3 for i in range(24)], group=groups), chosen)
+    pairs = [2, 2, 1, 1, 1, 1, 0, 0, 2, 2, 0, 0]
+    assert sides(result).tolist() == [*pairs, 1, 2, 0, -1, -1, 2, -1, 1, -1, 0, -1, -1]
 
 
 def test_the_sample(tmp_path: Path) -> None:
@@ -334,7 +412,7 @@ def test_groups_from_a_file(
     assert result.train[0] == result.train[1] != result.train[2]
     pairs = repr([(0, "a"), (1, "a"), (2, "")])
     assert result.groups_digest == hashlib.sha256(pairs.encode()).hexdigest()
-    assert "member of their group" in result.report
+    assert result.report.endswith("; no group is divided")
 
 
 AS_WRITTEN = {

@@ -313,9 +313,9 @@ def test_unfit_datasets_are_left_out_or_refused(faulty: Path) -> None:
     recipe = study(faulty, datasets=FAULTY)
     done = featurestore.sweep(recipe, dry_run=True)
     assert [planned.problem for planned in done.datasets] == [
-        "feature 1 of layer 0 is dead: active in none of 150 sentences",
-        "feature 2 of layer 0 is constant: 2.5 in all 150 sentences",
-        "feature 3 of layer 0 is nearly dead: active in 2 of 150 sentences",
+        "feature 1 of layer 0 is dead: active in none of 150 training sentences",
+        "feature 2 of layer 0 is constant: 2.5 in all 150 training sentences",
+        "feature 3 of layer 0 is nearly dead: active in 2 of 150 training sentences, fewer than min_active: 5",
         "",
         "",
         "",
@@ -329,6 +329,24 @@ def test_unfit_datasets_are_left_out_or_refused(faulty: Path) -> None:
     assert len(files(Path("generated_datasets"))) == 3
     assert states(featurestore.sweep(recipe)) == {"current": 3, "unfit": 4}
     assert states(featurestore.sweep(recipe | {"drop_nonfinite": True, "min_active": 2})) == {"new": 5, "unfit": 2}
+
+
+def test_unfit_datasets_are_built_all_the_same(faulty: Path, caplog: pytest.LogCaptureFixture, cli: Any) -> None:
+    """Those that can be, with a warning and the same bytes as `build` makes; values that are not finite cannot."""
+    recipe = study(faulty, datasets=FAULTY, problems="keep")
+    done = featurestore.sweep(recipe, dry_run=True)
+    assert states(done) == {"new": 6, "unfit": 1}
+    assert [bool(planned.problem) for planned in done.datasets] == [True] * 3 + [False] * 3 + [True]
+    assert "layer 0 is dead: active in none of 150 training sentences (kept; datasets: 1)" in caplog.text
+    caplog.clear()
+    featurestore.sweep(recipe)
+    assert len([record for record in caplog.records if "kept" in record.message]) == 3
+    assert len(files(Path("generated_datasets"))) == 6
+    options = ["--strategy", "hidden-to-feature", "--target-layer", 0, "--target-feature", 1]
+    result = cli("build", *options, "--input", faulty, "--output", "dead.npz")
+    assert "layer 0 is dead" in result.output
+    assert Path("dead.npz").read_bytes() == done.datasets[0].output.resolve().read_bytes()
+    assert states(featurestore.sweep(recipe)) == {"current": 6, "unfit": 1}
 
 
 def test_a_dry_run_reads_no_inputs(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
