@@ -215,6 +215,8 @@ class Assembly:
                 "target_feature": y["feature"].values,
                 "average_l0": y["average_l0"].values,
             }
+        if plan.strategy.code:
+            metadata["strategy_code"] = plan.strategy.code
         return metadata | {
             "store": source.name,
             "schema_version": SCHEMA_VERSION,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datasets import DATASETS, Dataset, load_dataset
+from featurestore.journal import File, statistics_file, tables
 from featurestore.nodes import Faults, Node, of_python, read_yaml
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
@@ -18,7 +19,7 @@ from featurestore.ranges import Numbers, numbers, parse_numbers
 from featurestore.registry import Option, Strategy
 from featurestore.schema import NORMALIZATIONS
 from featurestore.splits import SplitOptions
-from featurestore.strategies import get_strategy
+from featurestore.strategies import get_strategy, load_plugin
 from featurestore.targets import RANKINGS, Target, read_ranked
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ PROBLEMS = ("skip", "refuse")
 ALL = "all"
 Methods = tuple[str | None, ...]
 Located = tuple[Node, Target]
-KEYS = ("stores", "datasets", "normalize", "split", "stats_from", "drop_nonfinite", "problems", "min_active", "output")
+KEYS = (
+    "plugins", "stores", "datasets", "normalize", "split", "stats_from", "drop_nonfinite", "problems", "min_active",
+    "output",
+)  # fmt: skip
 SPLIT = tuple(field.name for field in fields(SplitOptions))
 TARGET = ("target_layer", "target_feature")
 
@@ -67,6 +71,8 @@ class Entry:
         The features to predict, or how to find them, where they are not among the alternatives.
     methods : tuple of str or None
         Normalizations; None stands for the default.
+    files : list of File
+        That of the ranking, if there is one.
     """
 
     node: Node
@@ -74,6 +80,7 @@ class Entry:
     alternatives: Mapping[str, Node]
     targets: list[Located] | Ranking | None
     methods: Methods
+    files: list[File]
 
     def arguments(self, source: Source, split: SplitOptions | None) -> Iterator[dict[str, Any]]:
         """Expand the product, normalizations aside."""
@@ -109,6 +116,8 @@ class Recipe:
         Whether one dataset that nothing can be learned from refuses the recipe; otherwise it is skipped.
     min_active : int
         A target feature that is active in fewer sentences counts as nearly dead.
+    files : list of File
+        Those of groups and statistics, if there are any.
     """
 
     stores: tuple[Node, ...]
@@ -119,6 +128,7 @@ class Recipe:
     output: Path
     refuse: bool
     min_active: int
+    files: list[File]
 
     def plans(self, source: Source) -> list[Plan]:
         """Expand the recipe for one store, and check every plan against it. The same plan twice counts once.
@@ -134,8 +144,9 @@ class Recipe:
             with faults.collected(entry.node):
                 for arguments, method in product(entry.arguments(source, self.split), entry.methods):
                     plan = Plan.of(
-                        entry.strategy.name, arguments, method, self.drop_nonfinite, self.split, self.stats_from
-                    )
+                        entry.strategy.name, arguments, method, self.drop_nonfinite, self.split, self.stats_from,
+                        [*self.files, *entry.files],
+                    )  # fmt: skip
                     source.check(plan)
                     plans[plan.parameters] = plan
         faults.check()
@@ -172,11 +183,15 @@ def _recipe(root: Node) -> Recipe:
     given = root.mapping(KEYS, required=("stores", "datasets"))
     faults = Faults()
     methods: Methods = (None,)
-    stores, entries, split, statistics = [], [], None, None
+    stores, entries, split, statistics, files = [], [], None, None, list[File]()
     output, drop_nonfinite, problems, min_active = DATASETS, False, PROBLEMS[0], MIN_ACTIVE
     for key, node in given.items():
         with faults.collected(node):
             match key:
+                case "plugins":
+                    for item in node.items():
+                        with item.located():
+                            load_plugin(item.text())
                 case "stores":
                     stores = node.items()
                     for store in stores:
@@ -185,8 +200,10 @@ def _recipe(root: Node) -> Recipe:
                     methods = _methods(node)
                 case "split":
                     split = _split(node)
+                    files += tables(split.group_by)
                 case "stats_from":
                     statistics = load_dataset(node.text())
+                    files.append(statistics_file(node.text(), statistics.metadata))
                 case "drop_nonfinite":
                     drop_nonfinite = node.flag()
                 case "problems":
@@ -201,8 +218,9 @@ def _recipe(root: Node) -> Recipe:
                 entries.append(_entry(node, methods, min_active))
     faults.check()
     return Recipe(
-        tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems == "refuse", min_active
-    )
+        tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems == "refuse", min_active,
+        files,
+    )  # fmt: skip
 
 
 def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
@@ -220,9 +238,12 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
         with faults.collected(item):
             first[name] = _values(options[name], item, None)[0]
     found: list[Located] | Ranking | None = None
+    files: list[File] = []
     if "targets" in given:
         with faults.collected(given["targets"]):
             found = _targets(given["targets"], min_active)
+            if isinstance(ranking := given["targets"].value, dict) and "ranked" in ranking:
+                files = tables(ranking=ranking["ranked"].text())
             if both := [name for name in (*TARGET, "average_l0") if name in alternatives]:
                 raise given["targets"].error(f"targets together with {' and '.join(both)}; name targets in one way")
         first |= dict.fromkeys(TARGET, 0)
@@ -232,7 +253,7 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
     faults.check()
     with node.located():
         strategy.parameters(first)
-    return Entry(node, strategy, alternatives, found, methods)
+    return Entry(node, strategy, alternatives, found, methods, files)
 
 
 def _methods(node: Node) -> Methods:
@@ -256,14 +277,14 @@ def _values(option: Option, node: Node, source: Source | None) -> list[Any]:
     values: list[Any] = []
     for item in node.items():
         with item.located():
-            if item.value == ALL and option.name.endswith(("layer", "layers")):
+            if item.value == ALL and option.names_layers:
                 layers = source.layers if source else (0,)
                 found: list[Any] = [*layers] if option.type is int else [layers]
             elif option.type is int and isinstance(item.value, str):
                 found = [*parse_numbers(option.flag, item.value)]
             else:
                 found = [option.convert(item.plain())]
-            if source:
+            if source and option.type in (int, Numbers):
                 for value in found:
                     source.check_option(option.name, value)
             values += found

@@ -176,8 +176,12 @@ class Source:
 
     def fingerprint(self, plan: Plan) -> str:
         """Identify the dataset that a plan makes of this store."""
+        return fingerprint(plan.parameters, self.digest, self.groups_digest(plan), plan.strategy.code)
+
+    def groups_digest(self, plan: Plan) -> str:
+        """Identify the groups of the sentences that a plan keeps together; nothing without ``group_by``."""
         grouped = plan.split and plan.split.group_by and self.split(plan.split)
-        return fingerprint(plan.parameters, self.digest, grouped.groups_digest if grouped else "")
+        return grouped.groups_digest if grouped else ""
 
     def shape(self, plan: Plan) -> tuple[int, int]:
         """Return the shape of X before any sentence is dropped, without reading it."""

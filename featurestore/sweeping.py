@@ -17,6 +17,7 @@ from featurestore.assembly import Assembly
 from featurestore.building import default_output
 from featurestore.errors import DatasetError, NpzError, RecipeError, shown
 from featurestore.ingestion import find_store
+from featurestore.journal import Journal
 from featurestore.plans import Plan
 from featurestore.recipes import Recipe, load_recipe
 from featurestore.sources import Source
@@ -26,6 +27,9 @@ Progress = Callable[[str, int, int], None]
 logger = logging.getLogger(__name__)
 
 _WORKERS = min(4, os.cpu_count() or 1)
+
+_CHANGING = ("store_digest", "strategy_code", "groups_digest")
+"""What a dataset records of its sentences, its strategy and its groups: one that differs has an earlier state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,8 @@ class Planned:
     shape : tuple of int
         Of X, before any sentence is dropped.
     state : str
-        ``"new"``, ``"stale"`` (there, of other sentences), ``"current"`` (there, up to date), or ``"unfit"``.
+        ``"new"``, ``"stale"`` (there, of other sentences, groups or code), ``"current"`` (there, up to date), or
+        ``"unfit"``.
     problem : str
         Why it is unfit.
     """
@@ -148,8 +153,12 @@ def sweep(
     to_read = sum(assembly.n_bytes(item.plan for item in share) for assembly, share in shares)
     meter = _Meter(progress, to_read + sum(item.n_bytes for item in todo))
     late: dict[Path, Planned] = {}
+    journal = Journal()
+    for assembly, item in planned:
+        if item.state == "current":  # though perhaps by another ranking now, which begins with the same features
+            journal.add(item.output, assembly.source.fingerprint(item.plan), item.plan.files)
     for assembly, share in shares:
-        late |= _build(assembly, share, study, meter)
+        late |= _build(assembly, share, study, meter, journal)
     return replace(result, datasets=tuple(late.get(item.output, item) for item in result.datasets))
 
 
@@ -189,13 +198,14 @@ def _state(output: Path, source: Source, plan: Plan) -> str:
     if not output.exists():
         return "new"
     try:
-        recorded = datasets.read_metadata(output, ["fingerprint", "parameters", "store", "store_digest"])
+        recorded = datasets.read_metadata(output, ["fingerprint", "parameters", "store", *_CHANGING])
     except NpzError:
         return "other"
     if str(recorded.get("fingerprint")) == source.fingerprint(plan):
         return "current"
+    now = dict(zip(_CHANGING, (source.digest, plan.strategy.code, source.groups_digest(plan)), strict=True))
     same = str(recorded.get("parameters")) == plan.parameters and str(recorded.get("store")) == source.name
-    return "stale" if same and str(recorded.get("store_digest")) != source.digest else "other"
+    return "stale" if same and any(str(recorded.get(name, "")) != value for name, value in now.items()) else "other"
 
 
 def _check_outputs(planned: Sequence[Planned]) -> None:
@@ -212,7 +222,9 @@ def _check_outputs(planned: Sequence[Planned]) -> None:
         )
 
 
-def _build(assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter: _Meter) -> dict[Path, Planned]:
+def _build(
+    assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter: _Meter, journal: Journal
+) -> dict[Path, Planned]:
     """Read what the datasets of one store need, then write them side by side, a few at a time.
 
     Returns those that turned out to be unfit only now: where a strategy makes values that are not finite.
@@ -229,7 +241,9 @@ def _build(assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter:
         while len(writing) > left:
             for future in wait_for(writing, return_when=FIRST_COMPLETED).done:
                 future.result()
-                meter.add(writing.pop(future).n_bytes)
+                item = writing.pop(future)
+                journal.add(item.output, assembly.source.fingerprint(item.plan), item.plan.files)
+                meter.add(item.n_bytes)
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:

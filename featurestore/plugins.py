@@ -1,0 +1,194 @@
+"""Strategies of others: from a file, from a module, and from packages that announce them by an entry point."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from featurestore import registry
+from featurestore.errors import ParameterError, StrategyError, shown
+from featurestore.registry import Strategy
+
+GROUP = "featurestore.strategies"
+"""Of the entry points that name modules with strategies."""
+
+logger = logging.getLogger(__name__)
+
+_MODULE = re.compile(r"\w+(\.\w+)*")
+
+_loaded: dict[Path, dict[str, Strategy]] = {}
+"""What each file has registered."""
+
+_asked: set[str] = set()
+"""The group of entry points, once it has been loaded."""
+
+
+def load_plugin(plugin: str | os.PathLike[str]) -> dict[str, Strategy]:
+    """Register the strategies of a Python file or module, as ``--plugin`` does.
+
+    Parameters
+    ----------
+    plugin : path-like or str
+        A file, such as ``my_strategies.py``, or the name of a module that can be imported, such as
+        ``my_package.strategies``. What is loaded already is only loaded again where the file's content has changed.
+
+    Returns
+    -------
+    dict of str to Strategy
+        Its strategies by name.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such file or module, it is no Python, or registers no strategy.
+    StrategyError
+        If a strategy cannot be registered, as its name is taken or an option is not as it should be.
+    Exception
+        Whatever its own code raises.
+    """
+    if not isinstance(plugin, str | os.PathLike) or not (text := os.fsdecode(plugin)) or "\0" in text:
+        raise ParameterError(f"plugin: expected a Python file or the name of a module, found {plugin!r}")
+    found = _of_file(Path(text).expanduser()) if _is_path(plugin) else _of_module(text)
+    if not found:
+        raise ParameterError(f"plugin {shown(text)}: registers no strategy; decorate a function with @strategy(name)")
+    return found
+
+
+def list_strategies() -> dict[str, Strategy]:
+    """All registered strategies by name, those of installed packages' entry points too."""
+    _load_entry_points()
+    return registry.registered()
+
+
+def get_strategy(name: str) -> Strategy:
+    """Look a strategy up.
+
+    Raises
+    ------
+    ParameterError
+        If there is none of that name.
+    """
+    if found := registry.registered().get(name):
+        return found
+    strategies = list_strategies()
+    if name not in strategies:
+        raise ParameterError(
+            f"strategy: expected one of {', '.join(strategies)}, found {name!r}; one of your own needs its --plugin"
+        )
+    return strategies[name]
+
+
+def _is_path(plugin: str | os.PathLike[str]) -> bool:
+    text = os.fsdecode(plugin)
+    return text.endswith(".py") or os.sep in text or not isinstance(plugin, str)
+
+
+def _of_file(path: Path) -> dict[str, Strategy]:
+    where = f"plugin {shown(path)}"
+    try:
+        if path.exists() and not path.is_file():  # reading a FIFO would wait, a device never end
+            raise ParameterError(f"{where}: expected a Python file, found something else; name the file itself")
+        source = path.read_bytes()
+    except OSError as error:
+        raise ParameterError(f"{where}: cannot be read ({error.strerror}); check the path") from error
+    path, digest = path.resolve(), hashlib.sha256(source).hexdigest()
+    known, before = _loaded.get(path, {}), registry.registered()
+    if known.items() <= before.items() and {strategy.file_digest for strategy in known.values()} == {digest}:
+        return known
+    module = ModuleType(f"featurestore_plugin_{path.stem}_{hashlib.sha256(bytes(path) + source).hexdigest()[:12]}")
+    module.__file__ = str(path)
+    with _restoring(before):
+        registry.replace_all({name: strategy for name, strategy in before.items() if known.get(name) is not strategy})
+        sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))
+    _loaded[path] = _marked(module.__name__, before, digest)
+    return _loaded[path]
+
+
+def _of_module(name: str) -> dict[str, Strategy]:
+    before = registry.registered()
+    with _restoring(before):
+        try:
+            known: object = name in sys.modules or (_MODULE.fullmatch(name) and find_spec(name))
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # it is there, but lacks another one
+                raise
+            known = False
+        if not known:
+            raise ParameterError(f"plugin {shown(name)}: no such module; install it, or name a file that ends in .py")
+        import_module(name)
+    return _marked(name, before)
+
+
+def _load_entry_points() -> None:
+    """Load what installed packages announce, once; what is broken is left out."""
+    if GROUP in _asked:
+        return
+    _asked.add(GROUP)
+    from importlib.metadata import entry_points
+
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            _of_module(point.module)
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+            logger.warning(
+                "entry point %s (%s) is broken, its strategies are left out: %s", point.name, point.value, found
+            )
+
+
+def _marked(module: str, before: Mapping[str, Strategy], digest: str = "") -> dict[str, Strategy]:
+    """Return the strategies of a module, and those that it registered besides, marked by the digest of their file."""
+    now = registry.registered()
+    found = {}
+    for name, strategy in now.items():
+        home = strategy.select.__module__
+        if f"{home}.".startswith(f"{module}.") or before.get(name) is not strategy:
+            found[name] = replace(strategy, file_digest=digest if home == module else _digest_of(home))
+    registry.replace_all(now | found)
+    return found
+
+
+def _digest_of(module: str) -> str:
+    try:
+        return hashlib.sha256(Path(sys.modules[module].__file__ or "").read_bytes()).hexdigest()
+    except (KeyError, AttributeError, OSError):
+        return ""
+
+
+@contextmanager
+def _restoring(before: Mapping[str, Strategy]) -> Iterator[None]:
+    """Undo what a plugin has registered when it fails, and name the line; its own exceptions keep their traceback."""
+    try:
+        yield
+    except BaseException as error:
+        for name, strategy in registry.registered().items():
+            if before.get(name) is not strategy:
+                sys.modules.pop(strategy.select.__module__, None)
+        registry.replace_all(before)
+        if isinstance(error, SyntaxError):
+            place = f"{shown(error.filename)}:{error.lineno}"
+            raise ParameterError(f"{place}: is no Python ({error.msg}); name a Python file") from error
+        if isinstance(error, StrategyError):
+            raise StrategyError(f"{_place(error)}: {error}") from error
+        if isinstance(error, OSError | SystemExit):  # which would be taken for ours
+            raise StrategyError(f"{_place(error)}: {type(error).__name__} while it is imported: {error}") from error
+        raise
+
+
+def _place(error: BaseException) -> str:
+    """Find the last line outside this package."""
+    ours = (str(Path(__file__).parent), "<frozen")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    return f"{shown(frames[-1].filename)}:{frames[-1].lineno}" if frames else "plugin"
