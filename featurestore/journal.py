@@ -68,23 +68,29 @@ class Journal:
 
     def add(self, dataset: Path, fingerprint: str, files: Iterable[File]) -> None:
         """Note what a dataset depends on, unless that is the last word on it already; a failure is only warned of."""
-        folder, key = dataset.parent, (dataset.name, fingerprint)
-        if not (files := [_relative(file, folder) for file in files]):
-            return
-        if folder not in self._known:
-            self._known[folder] = read(folder)
-        known = self._known[folder]
-        if known.get(key) == files:
+        key, files = (dataset.name, fingerprint), [_relative(file, dataset.parent) for file in files]
+        known = self._of(dataset.parent)
+        if known.get(key, []) == files:
             return
         known[key] = files
         used = {file.kind: [file.path, file.identity] for file in files}
+        line = json.dumps({"dataset": dataset.name, "fingerprint": fingerprint, "files": used})
         try:
-            _append(folder / NAME, json.dumps({"dataset": dataset.name, "fingerprint": fingerprint, "files": used}))
+            _append(path := dataset.parent / NAME, line)
         except OSError as error:
-            what = (
-                f"({error.strerror}), so no listing will notice when the {' and '.join(used)} of {dataset.name} change"
-            )
-            logger.warning("%s: cannot be written %s", folder / NAME, what)
+            found = f"cannot be written ({error.strerror}), so no listing will notice when its files change"
+            logger.warning("%s: %s: %s", path, dataset.name, found)
+
+    def has_groups_of(self, dataset: Path, fingerprint: str, files: Iterable[File]) -> bool:
+        """Tell whether a dataset has its groups from the same file, as far as it is noted."""
+        then = self._of(dataset.parent).get((dataset.name, fingerprint), [])
+        now = [_relative(file, dataset.parent) for file in files]
+        return any(file.kind == "groups" and file.path in [other.path for other in then] for file in now)
+
+    def _of(self, folder: Path) -> dict[Key, list[File]]:
+        if folder not in self._known:
+            self._known[folder] = read(folder)
+        return self._known[folder]
 
 
 def read(folder: Path) -> dict[Key, list[File]]:

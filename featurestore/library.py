@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def list_datasets(folder: str | os.PathLike[str], stores: str | os.PathLike[str]
             entries.append(_entry(str(path.relative_to(folder)), recorded, parameters, *state))
             statistics.append(str(parameters.get("stats_from", "")))
         except (FeatureStoreError, OSError, ValueError, TypeError, RecursionError) as error:
-            foreign.append(f"{shown(path)} ({error})")
+            foreign.append(f"{shown(path)} ({shown(error)})")
     if foreign:
         logger.warning("left out %d NPZ files that are no datasets, such as %s", len(foreign), foreign[0])
     known = {entry.fingerprint for entry in entries}
@@ -237,6 +237,8 @@ def _parameters(recorded: Mapping[str, Any]) -> dict[str, Any]:
     parameters = json.loads(_text(recorded, "parameters", "{}"))
     if not isinstance(parameters, dict) or not isinstance(split := parameters.get("split", {}), dict):
         raise ValueError("meta_parameters: expected options by name")
+    if split.keys() - {field.name for field in fields(SplitOptions)}:
+        raise ValueError("meta_parameters: expected options of a split")
     if split:
         SplitOptions(**split)
     return parameters
@@ -250,6 +252,10 @@ def _text(recorded: Mapping[str, Any], name: str, default: str = "") -> str:
 
 
 def _integers(recorded: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """Return layers or features; none where a strategy of another's calls them otherwise."""
+    """Return layers or features; none where a strategy calls them by words."""
     values = np.ravel(recorded.get(name, []))
-    return tuple(values.tolist()) if values.dtype.kind in "iu" else ()
+    if values.dtype.kind == "U":
+        return ()
+    if values.dtype.kind not in "iuf" or not all(map(float.is_integer, values.astype(float).tolist())):
+        raise ValueError(f"meta_{name}: expected integers, found {values.dtype}")
+    return tuple(map(int, values.tolist()))

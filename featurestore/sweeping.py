@@ -130,8 +130,9 @@ def sweep(
         If an output exists that is not an earlier state of the same dataset, and `force` is false.
     """
     study = load_recipe(recipe)
+    journal = Journal()
     assemblies = [Assembly(source) for source in _sources(study, wait, progress)]
-    planned = [(assembly, item) for assembly in assemblies for item in _plan(study, assembly.source, force)]
+    planned = [(assembly, item) for assembly in assemblies for item in _plan(study, assembly.source, force, journal)]
     _check_outputs([item for _, item in planned])
     pending = [(assembly, item) for assembly, item in planned if item.state != "current"]
     for assembly in assemblies:
@@ -153,7 +154,6 @@ def sweep(
     to_read = sum(assembly.n_bytes(item.plan for item in share) for assembly, share in shares)
     meter = _Meter(progress, to_read + sum(item.n_bytes for item in todo))
     late: dict[Path, Planned] = {}
-    journal = Journal()
     for assembly, item in planned:
         if item.state == "current":  # though perhaps by another ranking now, which begins with the same features
             journal.add(item.output, assembly.source.fingerprint(item.plan), item.plan.files)
@@ -187,25 +187,29 @@ def _sources(study: Recipe, wait: bool, progress: Progress) -> list[Source]:
     return list(sources.values())
 
 
-def _plan(study: Recipe, source: Source, force: bool) -> Iterator[Planned]:
+def _plan(study: Recipe, source: Source, force: bool, journal: Journal) -> Iterator[Planned]:
     for plan in study.plans(source):
         output = default_output(source.path, plan, study.output)
-        state = _state(output, source, plan)
+        state = _state(output, source, plan, journal)
         yield Planned(source.name, plan, output, source.shape(plan), "stale" if force and state != "new" else state)
 
 
-def _state(output: Path, source: Source, plan: Plan) -> str:
+def _state(output: Path, source: Source, plan: Plan, journal: Journal) -> str:
     if not output.exists():
         return "new"
     try:
         recorded = datasets.read_metadata(output, ["fingerprint", "parameters", "store", *_CHANGING])
     except NpzError:
         return "other"
-    if str(recorded.get("fingerprint")) == source.fingerprint(plan):
+    made_of = str(recorded.get("fingerprint"))
+    if made_of == source.fingerprint(plan):
         return "current"
     now = dict(zip(_CHANGING, (source.digest, plan.strategy.code, source.groups_digest(plan)), strict=True))
-    same = str(recorded.get("parameters")) == plan.parameters and str(recorded.get("store")) == source.name
-    return "stale" if same and any(str(recorded.get(name, "")) != value for name, value in now.items()) else "other"
+    changed = {name for name, value in now.items() if str(recorded.get(name, "")) != value}
+    if str(recorded.get("parameters")) != plan.parameters or str(recorded.get("store")) != source.name or not changed:
+        return "other"
+    of_another_file = "groups_digest" in changed and not journal.has_groups_of(output, made_of, plan.files)
+    return "other" if of_another_file and "store_digest" not in changed else "stale"
 
 
 def _check_outputs(planned: Sequence[Planned]) -> None:
