@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from featurestore import options
+from featurestore import options, registry
 from featurestore.errors import ParameterError
 from featurestore.schema import NORMALIZATIONS, __version__
 from featurestore.terminal import Boundary, Echo, Progress, logger, plain, verbosity
@@ -36,6 +37,8 @@ def main() -> None:
     """Store language-model activations, and build training datasets from them."""
     logger.handlers = [Echo()]
     logger.setLevel(logging.INFO)
+    # Plugins are those of this command alone, also where another follows in the same process.
+    click.get_current_context().call_on_close(partial(registry.replace_all, registry.registered()))
 
 
 @main.command()

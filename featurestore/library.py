@@ -256,6 +256,6 @@ def _integers(recorded: Mapping[str, Any], name: str) -> tuple[int, ...]:
     values = np.ravel(recorded.get(name, []))
     if values.dtype.kind == "U":
         return ()
-    if values.dtype.kind not in "iuf" or not all(map(float.is_integer, values.astype(float).tolist())):
+    if values.dtype.kind not in "iuf" or not (np.abs(values) < 2**53).all() or (values % 1 != 0).any():
         raise ValueError(f"meta_{name}: expected integers, found {values.dtype}")
     return tuple(map(int, values.tolist()))

@@ -129,7 +129,7 @@ def _remark(strategy: Strategy, option: Option) -> str:
     if option.name in strategy.one_of:
         others = [other.flag for other in strategy.options if other.name in strategy.one_of and other != option]
         return f"  [or {', '.join(others)}]"
-    return "" if option.default in (None, False) else f"  [default: {option.default}]"
+    return "" if option.default is None or option.default is False else f"  [default: {option.default}]"
 
 
 def _records(ctx: click.Context, params: Sequence[click.Parameter]) -> list[tuple[str, str]]:

@@ -8,9 +8,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,11 +28,8 @@ logger = logging.getLogger(__name__)
 
 _MODULE = re.compile(r"\w+(\.\w+)*")
 
-_loaded: dict[Path, dict[str, Strategy]] = {}
-"""What each file has registered."""
-
-_asked: set[str] = set()
-"""The group of entry points, once it has been loaded."""
+_loaded: dict[Path | str, dict[str, Strategy]] = {}
+"""What each file and module has registered."""
 
 
 def load_plugin(plugin: str | os.PathLike[str]) -> dict[str, Strategy]:
@@ -59,7 +57,7 @@ def load_plugin(plugin: str | os.PathLike[str]) -> dict[str, Strategy]:
     """
     if not isinstance(plugin, str | os.PathLike) or not (text := os.fsdecode(plugin)) or "\0" in text:
         raise ParameterError(f"plugin: expected a Python file or the name of a module, found {plugin!r}")
-    found = _of_file(Path(text).expanduser()) if _is_path(plugin) else _of_module(text)
+    found = _of_file(Path(text)) if _is_path(plugin) else _of_module(text)
     if not found:
         raise ParameterError(f"plugin {shown(text)}: registers no strategy; decorate a function with @strategy(name)")
     return found
@@ -67,7 +65,7 @@ def load_plugin(plugin: str | os.PathLike[str]) -> dict[str, Strategy]:
 
 def list_strategies() -> dict[str, Strategy]:
     """All registered strategies by name, those of installed packages' entry points too."""
-    _load_entry_points()
+    _bring_back(_announced())
     return registry.registered()
 
 
@@ -97,65 +95,85 @@ def _is_path(plugin: str | os.PathLike[str]) -> bool:
 def _of_file(path: Path) -> dict[str, Strategy]:
     where = f"plugin {shown(path)}"
     try:
+        path = path.expanduser()
         if path.exists() and not path.is_file():  # reading a FIFO would wait, a device never end
             raise ParameterError(f"{where}: expected a Python file, found something else; name the file itself")
         source = path.read_bytes()
-    except OSError as error:
-        raise ParameterError(f"{where}: cannot be read ({error.strerror}); check the path") from error
+    except (OSError, RuntimeError) as error:  # the latter without a home folder
+        reason = getattr(error, "strerror", None) or error
+        raise ParameterError(f"{where}: cannot be read ({reason}); check the path") from error
     path, digest = path.resolve(), hashlib.sha256(source).hexdigest()
     known, before = _loaded.get(path, {}), registry.registered()
     if known.items() <= before.items() and {strategy.file_digest for strategy in known.values()} == {digest}:
         return known
     module = ModuleType(f"featurestore_plugin_{path.stem}_{hashlib.sha256(bytes(path) + source).hexdigest()[:12]}")
     module.__file__ = str(path)
-    with _restoring(before):
+    with _restoring(before, where):
         registry.replace_all({name: strategy for name, strategy in before.items() if known.get(name) is not strategy})
         sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
         exec(compile(source, path, "exec", dont_inherit=True), vars(module))
-    _loaded[path] = _marked(module.__name__, before, digest)
+    _loaded[path] = _marked(before, lambda _: digest)
     return _loaded[path]
 
 
 def _of_module(name: str) -> dict[str, Strategy]:
     before = registry.registered()
-    with _restoring(before):
-        try:
-            known: object = name in sys.modules or (_MODULE.fullmatch(name) and find_spec(name))
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # it is there, but lacks another one
-                raise
-            known = False
-        if not known:
+    with _restoring(before, name):
+        if not _exists(name):
             raise ParameterError(f"plugin {shown(name)}: no such module; install it, or name a file that ends in .py")
         import_module(name)
-    return _marked(name, before)
+        now = registry.registered()
+        _bring_back(_loaded.get(name, {}))  # once imported, it does not register them again
+
+    def digest(home: str) -> str:
+        return _digest_of(home if _within(home, name) else name)
+
+    own = {key: strategy for key, strategy in now.items() if _within(strategy.select.__module__, name)}
+    _loaded[name] = _marked({key: strategy for key, strategy in before.items() if key not in own}, digest)
+    return _loaded[name]
 
 
-def _load_entry_points() -> None:
+def _exists(module: str) -> bool:
+    try:
+        return module in sys.modules or (bool(_MODULE.fullmatch(module)) and find_spec(module) is not None)
+    except ModuleNotFoundError as error:
+        if error.name is not None and _within(module, error.name):
+            return False
+        raise  # it is there, but lacks another one
+
+
+def _within(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
+
+
+@cache
+def _announced() -> dict[str, Strategy]:
     """Load what installed packages announce, once; what is broken is left out."""
-    if GROUP in _asked:
-        return
-    _asked.add(GROUP)
-    from importlib.metadata import entry_points
+    from importlib.metadata import entry_points  # late, as it is slow
 
+    found: dict[str, Strategy] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
-            _of_module(point.module)
+            found |= _of_module(point.module)
         except Exception as error:
-            found = f"{type(error).__name__}: {error}"
-            logger.warning(
-                "entry point %s (%s) is broken, its strategies are left out: %s", point.name, point.value, found
-            )
+            problem = f"{type(error).__name__}: {error}"
+            logger.warning("entry point %s (%s) is broken, so it is left out: %s", point.name, point.value, problem)
+    return found
 
 
-def _marked(module: str, before: Mapping[str, Strategy], digest: str = "") -> dict[str, Strategy]:
-    """Return the strategies of a module, and those that it registered besides, marked by the digest of their file."""
+def _bring_back(strategies: Mapping[str, Strategy]) -> None:
+    known = registry.registered()
+    registry.replace_all(known | {name: strategy for name, strategy in strategies.items() if name not in known})
+
+
+def _marked(before: Mapping[str, Strategy], digest: Callable[[str], str]) -> dict[str, Strategy]:
+    """Return the strategies that were not there before, marked by the digest that their modules have."""
     now = registry.registered()
-    found = {}
-    for name, strategy in now.items():
-        home = strategy.select.__module__
-        if f"{home}.".startswith(f"{module}.") or before.get(name) is not strategy:
-            found[name] = replace(strategy, file_digest=digest if home == module else _digest_of(home))
+    found = {
+        name: replace(strategy, file_digest=digest(strategy.select.__module__))
+        for name, strategy in now.items()
+        if before.get(name) is not strategy
+    }
     registry.replace_all(now | found)
     return found
 
@@ -168,7 +186,7 @@ def _digest_of(module: str) -> str:
 
 
 @contextmanager
-def _restoring(before: Mapping[str, Strategy]) -> Iterator[None]:
+def _restoring(before: Mapping[str, Strategy], where: str) -> Iterator[None]:
     """Undo what a plugin has registered when it fails, and name the line; its own exceptions keep their traceback."""
     try:
         yield
@@ -178,17 +196,18 @@ def _restoring(before: Mapping[str, Strategy]) -> Iterator[None]:
                 sys.modules.pop(strategy.select.__module__, None)
         registry.replace_all(before)
         if isinstance(error, SyntaxError):
-            place = f"{shown(error.filename)}:{error.lineno}"
+            place = f"{shown(error.filename)}:{error.lineno}" if error.filename else where
             raise ParameterError(f"{place}: is no Python ({error.msg}); name a Python file") from error
         if isinstance(error, StrategyError):
-            raise StrategyError(f"{_place(error)}: {error}") from error
+            raise StrategyError(f"{_place(error) or where}: {error}") from error
         if isinstance(error, OSError | SystemExit):  # which would be taken for ours
-            raise StrategyError(f"{_place(error)}: {type(error).__name__} while it is imported: {error}") from error
+            found = f"stops with {type(error).__name__} while it is imported: {error}"
+            raise StrategyError(f"{_place(error) or where}: {found}") from error
         raise
 
 
 def _place(error: BaseException) -> str:
-    """Find the last line outside this package."""
+    """Name the last line outside this package, if there is one."""
     ours = (str(Path(__file__).parent), "<frozen")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
-    return f"{shown(frames[-1].filename)}:{frames[-1].lineno}" if frames else "plugin"
+    return f"{shown(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
