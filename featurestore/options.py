@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,6 +14,8 @@ from featurestore.strategies import list_strategies, load_plugin
 
 _ALL, _CHOSEN = "featurestore.strategies", "featurestore.chosen"
 """Strategies, in the context of an invocation."""
+
+_FLAG: dict[str, Any] = {"is_flag": True, "flag_value": True}  # the second for click 8.2
 
 
 class StrategyName(click.Choice[str]):
@@ -104,7 +107,8 @@ class StrategyCommand(click.Command):
             formatter.write_dl(_records(ctx, super().get_params(ctx)))
         for strategy in (ctx.meta[_CHOSEN] or ctx.meta[_ALL]).values():
             with formatter.section(strategy.name):
-                formatter.write_text(strategy.summary)
+                if strategy.summary:  # which python -OO leaves out
+                    formatter.write_text(strategy.summary)
                 if records := _records(ctx, _click_options(strategy)):
                     formatter.write_dl(records)
 
@@ -114,7 +118,7 @@ def _click_options(strategy: Strategy) -> list[click.Option]:
         click.Option(
             ["/".join(option.flags), option.name],
             type=str if option.type == Numbers else option.type,
-            is_flag=option.type is bool,
+            **(_FLAG if option.type is bool else {}),
             default=None,
             metavar="SPEC" if option.type == Numbers else None,
             help=option.help + _remark(strategy, option),
