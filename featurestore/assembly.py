@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 from dask.base import compute
-from dask.config import set as configured
-from dask.core import flatten
 
 from featurestore import normalize
 from featurestore.datasets import Columns, Dataset
-from featurestore.errors import NonFiniteError, SelectionError, naming
-from featurestore.normalize import Statistics
-from featurestore.plans import Plan, sentences_digest
-from featurestore.schema import ACTIVATIONS, SCHEMA_VERSION, __version__
+from featurestore.errors import NonFiniteError, SelectionError, naming, spelled
+from featurestore.normalize import Normalization, Statistics
+from featurestore.plans import Plan
+from featurestore.schema import SCHEMA_VERSION, __version__
 
 if TYPE_CHECKING:
     from featurestore.sources import Source
@@ -30,6 +28,10 @@ if TYPE_CHECKING:
 
 IN_MEMORY_BYTES = 256 << 20
 """Raw inputs up to this size are kept in memory while datasets are built from them; larger ones in a scratch file."""
+
+_HERE: dict[str, Any] = {"scheduler": "threads", "optimize_graph": False}
+"""How dask computes, whatever scheduler the user has chosen: what is read goes into this process's memory, and dask's
+optimization is left out, because it merges selecting with reading, so that a chunk that several need is read again."""
 
 _WINDOW = 1024
 """Rows that are counted at once."""
@@ -56,19 +58,19 @@ class Assembly:
 
     def probe(self, plans: Iterable[Plan]) -> None:
         """Read y of all plans, each chunk once; of X only chunks in which ingest has seen non-finite values."""
-        plans = list(plans)
-        targets = {(y := self.source.y(plan)).name: y for plan in plans}
+        selected = [self.source.select(plan) for plan in plans]
+        targets = {one.target.name: one.target for one in selected}
         targets = {name: y for name, y in targets.items() if name not in self._targets}
-        suspects = np.flatnonzero(self.source.ds["n_nonfinite"].values)
-        inputs = {name: block for name, block in self.source.blocks(plans).items() if name not in self._finite}
-        some = [da.isfinite(block[suspects]).all(axis=1) for block in inputs.values()] if len(suspects) else []
-        with _only_what_is_needed():
-            values, found = compute(list(targets.values()), some)
+        nonfinite = self.source.ds["n_nonfinite"].values > 0
+        rows = {block.name: nonfinite[one.positions] for one in selected for block in one.columns}
+        blocks = {block.name: block for one in selected for block in one.columns if block.name not in self._finite}
+        suspects = {name: block[rows[name]] for name, block in blocks.items() if rows[name].any()}
+        values, found = _compute(list(targets.values()), [_representable(block) for block in suspects.values()])
         self._targets |= zip(targets, values, strict=True)
-        for name in inputs:
-            self._finite[name] = np.ones(len(self.source.sentences), bool)
-        for name, finite in zip(inputs, found, strict=False):
-            self._finite[name][suspects] = finite
+        for name in blocks:
+            self._finite[name] = np.ones(len(rows[name]), bool)
+        for name, representable in zip(suspects, found, strict=True):
+            self._finite[name][rows[name]] = representable.all(axis=1)
 
     def read(
         self, plans: Iterable[Plan], scratch: Path | None = None, progress: Callable[[int], None] = lambda _: None
@@ -88,8 +90,7 @@ class Assembly:
         self.probe(plans)
         blocks = {name: block for name, block in self.source.blocks(plans).items() if name not in self._raw}
         inputs = [_Input(raw, progress) for raw in _allocate(list(blocks.values()), scratch)]
-        with _only_what_is_needed():
-            da.store(list(blocks.values()), inputs, lock=False)  # type: ignore[arg-type]
+        da.store(list(blocks.values()), inputs, lock=False, **_HERE)  # type: ignore[arg-type]
         for name, block in zip(blocks, inputs, strict=True):
             self._raw[name], self._finite[name] = block.raw, block.finite
 
@@ -102,13 +103,20 @@ class Assembly:
         self._raw.clear()
 
     def target(self, plan: Plan) -> Array:
-        """Return y of all sentences, in the order of the store; it must have been read."""
-        return self._targets[self.source.y(plan).name]
+        """Return y of the selected sentences, in the order of the store; it must have been read."""
+        return self._targets[self.source.select(plan).target.name]
 
     def finite(self, plan: Plan) -> Array:
-        """Tell which sentences have finite values throughout, as far as they have been read; (n,) bool."""
-        y = np.isfinite(self.target(plan)).reshape(len(self.source.sentences), -1).all(axis=1)
-        return np.all([y, *(self._finite[name] for name in self.source.blocks([plan]))], axis=0)
+        """Tell which of the selected sentences have values that a dataset can hold, as far as they have been read.
+
+        Returns
+        -------
+        ndarray, (k,) bool
+            False where X or y has NaN, infinity, or what float32 (of integers, int64) cannot hold.
+        """
+        y = _representable(self.target(plan))
+        y = y.reshape(len(y), -1).all(axis=1)
+        return np.all([y, *(self._finite[block.name] for block in self.source.select(plan).columns)], axis=0)
 
     def dataset(self, plan: Plan) -> tuple[Dataset, int]:
         """Make the dataset of a plan that has been read; X is normalized as it is used.
@@ -126,9 +134,9 @@ class Assembly:
             If no sentence is left to fit the normalization.
         """
         rows, dropped = self._rows(plan)
-        divided = self.source.split(plan.split)
-        training = rows[self.source.training_rows(plan.split)[rows]]
-        blocks = [self._raw[name] for name in self.source.blocks([plan])]
+        selected, divided = self.source.select(plan), self.source.split(plan.split)
+        stored = selected.positions[rows]
+        training = rows[self.source.training_rows(plan.split)[stored]]
         columns = self._densest(plan, training)
         measured: list[Statistics] = []
         if plan.stats_from:
@@ -138,44 +146,67 @@ class Assembly:
         else:
             measured = self._measured(plan, training)
             fitted = normalize.fit(plan.normalize, measured).of(columns)
+        self._check_range(plan, rows, columns, fitted)
         n_constant = np.count_nonzero(np.hstack([found.constant for found in measured])[columns]) if measured else 0
         metadata = self._metadata(plan, rows, dropped, columns)
         if divided:
-            metadata |= {"split": np.where(divided.train[rows], "train", "test")}
+            metadata |= {"split": np.where(divided.train[stored], "train", "test")}
             metadata |= {"near_duplicates_across": divided.across, "groups_digest": divided.groups_digest}
             if divided.fold is not None:
-                metadata |= {"fold": divided.fold[rows]}
+                metadata |= {"fold": divided.fold[stored]}
         y = self.target(plan)[rows]
         dataset = Dataset(
-            Columns(blocks, rows, columns, fitted),
-            y.astype(np.int64 if y.dtype.kind in "iu" else np.float32),
+            Columns(self._blocks(plan), rows, columns, fitted),
+            y.astype(np.int64 if y.dtype.kind in "iub" else np.float32),
             {name: np.asarray(value) for name, value in metadata.items()},
             fitted,
         )
         return dataset, int(n_constant)
 
+    def _blocks(self, plan: Plan) -> list[Array]:
+        return [self._raw[block.name] for block in self.source.select(plan).columns]
+
     def _rows(self, plan: Plan) -> tuple[Array, Array]:
         """Return the rows to use, in the order of their sentence_index, and the sentences dropped."""
-        finite = self.finite(plan)
-        bad = np.sort(self.source.sentences[~finite])
+        finite, selected = self.finite(plan), self.source.select(plan)
+        bad = np.sort(selected.sentences[~finite])
         if len(bad) == 0:
-            return self.source.order, bad
+            return selected.order, bad
         some = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        found = f"{len(bad)} of {len(finite)} sentences have NaN or infinite values (sentence_index {some})"
+        what = "NaN or infinite values, or some beyond float32"
+        found = f"{len(bad)} of {len(finite)} sentences have {what} (sentence_index {some})"
         if not plan.drop_nonfinite:
-            raise NonFiniteError(f"{found}, which no dataset may hold; leave them out with --drop-nonfinite")
+            raise NonFiniteError(
+                f"{found}, which no dataset may hold; leave them out with {spelled('drop_nonfinite', True)}"
+            )
         if len(bad) == len(finite):
             raise NonFiniteError(f"{found}, so none is left; extract them again in float32")
-        rows: Array = self.source.order[finite[self.source.order]]
-        return rows, bad
+        return selected.order[finite[selected.order]], bad
+
+    def _check_range(self, plan: Plan, rows: Array, columns: Array | slice, fitted: Normalization) -> None:
+        """Refuse X that is not finite once it is normalized, told by the smallest and largest value of each column.
+
+        Where the training rows vary far less than the others, these can leave the range of float32.
+        """
+        if plan.normalize == "none":
+            return
+        measured = self._measured(plan, rows)
+        extremes = [np.hstack([getattr(found, name) for found in measured])[columns] for name in ("min", "max")]
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(fitted.transform(np.stack(extremes))).all(axis=0)
+        if bad.any():
+            found = f"{np.count_nonzero(bad)} of {len(bad)} columns of X, such as column {bad.argmax()}"
+            reason = "vary so little in the rows of the statistics that float32 cannot hold the other rows normalized"
+            instead = f"use {spelled('normalize', 'none')}, or leave these sentences or columns out"
+            raise NonFiniteError(f"{found}, {reason}; {instead}")
 
     def _measured(self, plan: Plan, rows: Array) -> list[Statistics]:
         """Return the statistics of each block of X, each computed once for all plans that share it and the rows."""
         if plan.normalize == "none":
             return []
         digest = hashlib.sha256(rows).hexdigest()
-        keys = [(name, digest) for name in self.source.blocks([plan])]
-        missing = [key for key in keys if key not in self._statistics]
+        keys = [(block.name, digest) for block in self.source.select(plan).columns]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._statistics]
         groups = [[self._raw[name] for name, _ in group] for group in batched(missing, _BLOCKS)]
         # A lone column twice, because numpy adds up one column in another order than one of several.
         columns = [Columns(group * 2 if group[0].shape[1] == 1 else group, rows) for group in groups]
@@ -190,17 +221,16 @@ class Assembly:
         if selection.densest is None:
             return slice(None)
         if plan.stats_from:  # those that it has statistics of
-            return np.isin(selection.blocks[0]["feature"].values, plan.stats_from.metadata["input_features"]).nonzero()[
-                0
-            ]
-        blocks = Columns([self._raw[name] for name in self.source.blocks([plan])], rows)
+            kept = np.isin(selection.X[0]["feature"].values, plan.stats_from.metadata["input_features"])
+            return np.flatnonzero(kept)
+        blocks = Columns(self._blocks(plan), rows)
         windows = (blocks[start : start + _WINDOW] for start in range(0, len(rows), _WINDOW))
         counts = sum(np.count_nonzero(window, axis=0) for window in windows)
         return np.sort(np.argsort(-counts, kind="stable")[: selection.densest])
 
     def _metadata(self, plan: Plan, rows: Array, dropped: Array, columns: Array | slice) -> dict[str, Any]:
-        source = self.source
-        y, indices = source.select(plan).y, source.sentences[rows]
+        source, selected = self.source, self.source.select(plan)
+        indices = selected.sentences[rows]
         metadata: dict[str, Any] = {
             "strategy": plan.strategy.name,
             **source.inputs(plan),
@@ -209,24 +239,21 @@ class Assembly:
         }
         if "input_features" in metadata:
             metadata["input_features"] = metadata["input_features"][columns]
-        if y.name == ACTIVATIONS:
-            metadata |= {
-                "target_layer": y["layer"].values,
-                "target_feature": y["feature"].values,
-                "average_l0": y["average_l0"].values,
-            }
         if plan.strategy.code:
             metadata["strategy_code"] = plan.strategy.code
-        return metadata | {
+        metadata |= source.outputs(plan) | {
             "store": source.name,
             "schema_version": SCHEMA_VERSION,
             "featurestore_version": __version__,
             "parameters": plan.parameters,
             "fingerprint": source.fingerprint(plan),
             "store_digest": source.digest,
-            "sentences_digest": sentences_digest(indices, source.digests[rows]) if len(dropped) else source.digest,
+            "sentences_digest": source.digest_of(selected.positions[rows]),
             "dropped_sentence_indices": dropped,
         }
+        if len(left_out := np.setdiff1d(source.sentences, selected.sentences)):
+            metadata["left_out_sentence_indices"] = left_out
+        return metadata
 
 
 class _Input:
@@ -237,7 +264,7 @@ class _Input:
 
     def __setitem__(self, part: tuple[slice, slice], values: Array) -> None:
         self.raw[part] = values
-        self.finite[part[0]] = np.isfinite(values).all(axis=1)
+        self.finite[part[0]] = _representable(values).all(axis=1)
         self._progress(values.nbytes)
 
 
@@ -257,6 +284,13 @@ def _allocate(blocks: Sequence[da.Array], scratch: Path | None) -> list[Array]:
         return raw
 
 
-def _only_what_is_needed() -> Any:
-    """Let dask leave out the tasks that nothing needs, but not merge those that several share."""
-    return configured(array_optimize=lambda graph, keys, **_: graph.cull(set(flatten(keys))))
+def _representable(values: Any) -> Any:
+    """Tell which values a dataset can hold: as float32, or integers as int64; lazy for a dask array."""
+    if values.dtype.kind in "iub":
+        return values <= np.iinfo(np.int64).max
+    finite = np.isfinite(values)
+    return finite if values.dtype.itemsize <= 4 else finite & (abs(values) <= np.finfo(np.float32).max)
+
+
+def _compute(*collections: Any) -> Any:
+    return compute(*collections, **_HERE)

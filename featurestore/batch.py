@@ -14,31 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 
+from featurestore.layout import SENTENCE_COORDS, Root
 from featurestore.reading import open_array
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, EMBEDDINGS, HIDDEN_STATES, Sentence
-from featurestore.store import (
-    SENTENCE_COORDS,
-    Root,
-    array_metadata,
-    chunk_shape,
-    dim_sizes,
-    resized,
-)
+from featurestore.store import array_metadata, chunk_shape, dim_sizes, resized
 
 if TYPE_CHECKING:
+    import zarr
     from numpy.typing import NDArray
 
 MAX_LANES = 4
 """Threads that write shards; each holds one dense shard of activations, at most 128 MiB."""
-
-_ZARR_CONFIG = {
-    # Not per-chunk coroutines: a third of the writing time, measured on two cores.
-    "codec_pipeline.path": "zarr.core.codec_pipeline.FusedCodecPipeline",
-    # Every chunk written holds a sentence, so looking for empty ones is a wasted pass.
-    "array.write_empty_chunks": True,
-}
 
 NonZeros = tuple["NDArray[np.integer]", "NDArray[np.floating]"]
 
@@ -66,9 +53,9 @@ class Staged:
 
     @property
     def nbytes(self) -> int:
-        """Memory that its arrays hold."""
+        """Memory that its arrays and fragments hold; those of long documents are large, as each repeats the last."""
         arrays = [*self.dense.values(), *(array for pair in self.nonzero for array in pair)]
-        return sum(array.nbytes for array in arrays)
+        return sum(array.nbytes for array in arrays) + sum(map(len, self.fragments))
 
     def token(self, name: str, token: int, shape: tuple[int, ...]) -> NDArray[np.floating]:
         """Return one token's values of an array, dense, in its shape: (H,), (L, H) or (L, F)."""
@@ -145,34 +132,40 @@ class Batch:
 
     def write(self) -> None:
         """Write all chunks that the batch touches."""
-        with zarr.config.set(_ZARR_CONFIG):
-            for name, kind in SENTENCE_COORDS.items():
-                dtype = np.dtypes.StringDType() if kind == "string" else kind
-                self._write_coord(name, np.array([staged.coords[name] for staged in self._sentences], dtype))
-            fragments = np.zeros((len(self._sentences), self._tokens), np.dtypes.StringDType())
-            for row, staged in enumerate(self._sentences):
-                fragments[row, : len(staged.fragments)] = staged.fragments[::-1]
-            self._write_coord("fragment", fragments)
-            if self._tokens > self._old_tokens:
-                labels = self._target("token")
-                labels[:] = -1 - np.arange(labels.shape[0])
+        for name, kind in SENTENCE_COORDS.items():
+            dtype = np.dtypes.StringDType() if kind == "string" else kind
+            self._write_coord(name, np.array([staged.coords[name] for staged in self._sentences], dtype))
+        self._write_fragments()
+        if self._tokens > self._old_tokens:
+            labels = self._target("token")
+            labels[:] = -1 - np.arange(labels.shape[0])
 
-            kept = np.asarray(open_array(self._path, self._committed, "n_tokens")[self._first :])
-            lengths = kept.tolist() + [len(staged.nonzero) for staged in self._sentences]
-            lanes = min(MAX_LANES, os.cpu_count() or 1)
-            with ThreadPoolExecutor(lanes) as pool:
-                list(pool.map(self._write_tokens, [range(lane, max(lengths), lanes) for lane in range(lanes)]))
+        kept = np.asarray(open_array(self._path, self._committed, "n_tokens")[self._first :])
+        lengths = kept.tolist() + [len(staged.nonzero) for staged in self._sentences]
+        lanes = min(MAX_LANES, os.cpu_count() or 1)
+        with ThreadPoolExecutor(lanes) as pool:
+            list(pool.map(self._write_tokens, [range(lane, max(lengths), lanes) for lane in range(lanes)]))
 
     def _write_coord(self, name: str, values: NDArray[Any]) -> None:
         target = self._target(name)
         first = self._old - self._old % target.chunks[0]
-        whole = np.zeros((target.shape[0] - first, *target.shape[1:]), values.dtype)
-        if first < self._old:
-            kept = np.asarray(open_array(self._path, self._committed, name)[first:])
-            whole[tuple(map(slice, kept.shape))] = kept
-        inside = slice(self._old - first, self._new - first)
-        whole[(inside, *map(slice, values.shape[1:]))] = values
+        whole = np.zeros(target.shape[0] - first, values.dtype)
+        whole[: self._old - first] = open_array(self._path, self._committed, name)[first:]
+        whole[self._old - first :][: len(values)] = values
         target[first:] = whole
+
+    def _write_fragments(self) -> None:
+        """Write a chunk at a time, as each fragment repeats all that come before it in its sentence."""
+        committed, target = open_array(self._path, self._committed, "fragment"), self._target("fragment")
+        for start in range(0, self._tokens, target.chunks[1]):
+            columns = slice(start, start + target.chunks[1])
+            whole = np.zeros((self._rows, target.chunks[1]), np.dtypes.StringDType())
+            kept = np.asarray(committed[self._first :, columns])
+            whole[: self._kept, : kept.shape[1]] = kept
+            for row, staged in enumerate(self._sentences, self._kept):
+                part = staged.fragments[::-1][columns]
+                whole[row, : len(part)] = part
+            target[self._first :, columns] = whole
 
     def _write_tokens(self, tokens: Sequence[int]) -> None:
         """Write the shards of some tokens, in ascending order, of all three arrays."""

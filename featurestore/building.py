@@ -10,10 +10,12 @@ from typing import Any
 
 from featurestore import datasets, preflight
 from featurestore.assembly import Assembly
+from featurestore.ingestion import find_store
 from featurestore.journal import Journal, statistics_file, tables
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
 from featurestore.sources import Source
+from featurestore.store import store_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ def build(
     seed: int | None = None,
     group_by: str | None = None,
     stats_from: PathLike | None = None,
+    wait: bool = False,
     **parameters: Any,
 ) -> datasets.Dataset:
     """Build one dataset from the final tokens of a store.
@@ -40,7 +43,7 @@ def build(
     Parameters
     ----------
     store : path-like
-        The store.
+        The store, or a folder of sentence NPZs, whose store ``stores/<folder name>.zarr`` is brought up to date first.
     strategy : str
         A registered strategy, such as ``"hidden-to-concept"``.
     normalize : str, optional
@@ -56,6 +59,8 @@ def build(
         normalization is then fitted on the training rows alone. Without a split it is fitted on all rows.
     stats_from : path-like, optional
         A dataset of the same strategy and input, whose normalization is used instead of fitting one.
+    wait : bool
+        Wait while another process writes the store, instead of raising.
     **parameters
         The strategy's options, such as ``layers="0-2,10"``.
 
@@ -74,14 +79,19 @@ def build(
         If X or y have NaN or infinite values and `drop_nonfinite` is false, or no sentence is left.
     DatasetError
         If `output` exists with other content and `overwrite` is false, or `stats_from` does not fit.
+    StrategyError
+        If what the strategy returns is no dataset.
     StoreError
         If `store` is not a store.
+    SourceError, NpzError
+        As `ingest`, for a folder.
     """
     plan = plan_of(
         strategy, parameters, normalize, drop_nonfinite, stats_from,
         test_size=test_size, folds=folds, seed=seed, group_by=group_by,
     )  # fmt: skip
-    return build_plan(Path(store), plan, None if output is None else datasets.check_output(output), overwrite=overwrite)
+    output = None if output is None else datasets.check_output(output)
+    return build_plan(find_store(store, wait=wait), plan, output, overwrite=overwrite)
 
 
 def plan_of(
@@ -121,4 +131,4 @@ def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite
 
 def default_output(store: PathLike, plan: Plan, folder: Path = datasets.DATASETS) -> Path:
     """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its parameters>.npz``."""
-    return folder / Path(store).resolve().stem / plan.file_name
+    return folder / store_name(Path(store)) / plan.file_name

@@ -14,7 +14,7 @@ import click
 from featurestore import options, registry
 from featurestore.errors import ParameterError
 from featurestore.schema import NORMALIZATIONS, __version__
-from featurestore.terminal import Boundary, Echo, Progress, logger, plain, verbosity
+from featurestore.terminal import Boundary, Echo, Progress, UserPath, logger, say, verbosity
 
 SPLIT_FLAGS = (
     ("--test-size", float, "Share of the sentences that are test rows, stratified by label, without leakage."),
@@ -42,8 +42,8 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--store", type=click.Path(path_type=Path), help="The store.  [default: stores/<folder name>.zarr]")
+@click.argument("folder", type=UserPath())
+@click.option("--store", type=UserPath(), help="The store.  [default: stores/<folder name>.zarr]")
 @click.option("--skip-bad", is_flag=True, help="Leave bad files out, and record them in the store.")
 @click.option("--wait", is_flag=True, help="Wait while another process writes the store.")
 @verbosity
@@ -57,11 +57,9 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
 
     with Progress() as progress:
         done = ingestion.ingest(folder, store, skip_bad=skip_bad, wait=wait, progress=progress)
-    click.echo(
-        plain(
-            f"{done.store}: {done.n_sentences} sentences ({done.added} added, {done.present} there already, "
-            f"{len(done.skipped)} left out)"
-        )
+    say(
+        f"{done.store}: {done.n_sentences} sentences ({done.added} added, {done.present} there already, "
+        f"{len(done.skipped)} left out)"
     )
 
 
@@ -77,12 +75,12 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
 @split_flags
 @click.option(
     "--stats-from",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Normalize by the parameters of this dataset, of the same strategy and input.",
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="The dataset.  [default: generated_datasets/<store>/<strategy and its parameters>.npz]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an output that has other content.")
@@ -117,11 +115,11 @@ def build(
     output = output or building.default_output(store, plan)
     dataset = building.build_plan(store, plan, output, overwrite=overwrite)
     n, d = dataset.data.shape
-    click.echo(plain(f"{output}: X {n} x {d}, y {dataset.y.dtype}, {plan.normalize}"))
+    say(f"{output}: X {n} x {d}, y {dataset.y.dtype}, {plan.normalize}")
 
 
 @main.command()
-@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.argument("recipe", required=False, type=UserPath())
 @click.option("--dry-run", is_flag=True, help="Check everything and list the datasets, but build none.")
 @click.option("--force", is_flag=True, help="Build again what is up to date, and replace files of other content.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, for editors, and exit.")
@@ -137,7 +135,7 @@ def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: b
     if schema:
         from featurestore.recipe_schema import recipe_schema
 
-        click.echo(json.dumps(recipe_schema(), indent=2))
+        say(json.dumps(recipe_schema(), indent=2))
         return
     if recipe is None:
         raise ParameterError("RECIPE: expected a YAML file, found none; see examples/*.yaml")
@@ -145,12 +143,12 @@ def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: b
 
     with Progress() as progress:
         done = sweeping.sweep(recipe, dry_run=dry_run, force=force, wait=wait, progress=progress)
-    click.echo(plain(reports.sweep(done, dry_run)))
+    say(reports.sweep(done, dry_run))
 
 
 @main.command("datasets")
-@click.argument("folder", default=Path("generated_datasets"), type=click.Path(path_type=Path))
-@click.option("--stores", default=Path("stores"), type=click.Path(path_type=Path), help="Folder of their stores.")
+@click.argument("folder", default=Path("generated_datasets"), type=UserPath())
+@click.option("--stores", default=Path("stores"), type=UserPath(), help="Folder of their stores.")
 @click.option("--strategy", type=options.StrategyName(), help="Only of this strategy.")
 @options.plugin
 @click.option("--layer", type=int, help="Only with this layer, in X or y.")
@@ -181,22 +179,22 @@ def datasets_command(
         and (feature is None or feature in entry.target_features)
         and (stale is None or entry.state == ("stale" if stale else "current"))
     ]
-    click.echo(plain(reports.datasets(entries, form)))
+    say(reports.datasets(entries, form))
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=UserPath())
 @verbosity
 def info(store: Path) -> None:
     """Summarize a STORE, and compare its SAEs' nominal average L0 with the L0 measured at the final tokens."""
     from featurestore import inspection, reports
 
-    click.echo(plain(reports.info(inspection.info(store))))
+    say(reports.info(inspection.info(store)))
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path))
-@click.option("--source", type=click.Path(path_type=Path), help="Compare every value with these sentence NPZs, too.")
+@click.argument("store", type=UserPath())
+@click.option("--source", type=UserPath(), help="Compare every value with these sentence NPZs, too.")
 @verbosity
 def verify(store: Path, source: Path | None) -> None:
     """Read everything in a STORE, print what is wrong and where, and exit with 1 if anything is."""
@@ -205,6 +203,6 @@ def verify(store: Path, source: Path | None) -> None:
     with Progress() as progress:
         problems = verification.verify(store, source, progress=progress)
     for problem in problems:
-        click.echo(plain(f"{problem.where}: {problem.what}"))
-    click.echo(plain(f"{store}: {len(problems)} problems" if problems else f"{store}: sound"))
+        say(f"{problem.where}: {problem.what}")
+    say(f"{store}: {len(problems)} problems" if problems else f"{store}: sound")
     click.get_current_context().exit(1 if problems else 0)

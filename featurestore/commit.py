@@ -23,7 +23,8 @@ import filelock
 import numpy as np
 
 from featurestore.batch import Batch, Staged
-from featurestore.errors import StoreBusyError, StoreError
+from featurestore.errors import StoreBusyError, StoreError, spelled
+from featurestore.layout import Root
 from featurestore.reading import open_array, read_coord
 from featurestore.schema import (
     ACTIVATIONS,
@@ -32,7 +33,6 @@ from featurestore.schema import (
 )
 from featurestore.store import (
     ROOT,
-    Root,
     array_metadata,
     chunk_shape,
     dim_sizes,
@@ -40,6 +40,7 @@ from featurestore.store import (
     encode_root,
     new_root,
     read_root,
+    real_path,
     stale_metadata,
 )
 
@@ -53,22 +54,24 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def exclusive(path: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock beside a store, which one process at a time can.
+def exclusive(path: Path, wait: bool) -> Iterator[Path]:
+    """Hold the lock beside a store, which one process at a time can, and yield where the store really is.
+
+    Whatever path leads to it, through symbolic links of itself or of a folder above: the lock is the same.
 
     Raises
     ------
     StoreBusyError
         If another process holds it and `wait` is false.
     """
-    path = path.absolute()
+    path = real_path(path)
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for parent in missing:
             _fsync(parent.parent)
         with _locked(path, wait):
-            yield
+            yield path
     finally:
         for parent in missing:
             with suppress(OSError):  # it holds something now
@@ -86,7 +89,9 @@ def _locked(path: Path, wait: bool) -> Iterator[None]:
         with suppress(FileNotFoundError):
             holder = lock_path.read_text(errors="replace") or holder
         if not wait:
-            raise StoreBusyError(f"{path}: is being written by {holder}; try again later, or use --wait") from None
+            raise StoreBusyError(
+                f"{path}: is being written by {holder}; try again later, or use {spelled('wait', True)}"
+            ) from None
         logger.info("waiting for %s, who writes %s", holder, path)
         lock.acquire()
     try:
@@ -111,7 +116,7 @@ class Writer:
     Parameters
     ----------
     path : Path
-        A store.
+        A store, as `exclusive` yields it.
 
     Attributes
     ----------

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DatasetError, NpzError, ParameterError, naming, shown
+from featurestore.errors import DatasetError, NpzError, ParameterError, naming, shown, spelled
 from featurestore.normalize import PARAMETERS, Normalization
 from featurestore.npz import Archive
 
@@ -299,7 +299,7 @@ def _publish(source: str, path: Path, overwrite: bool) -> None:
         if filecmp.cmp(source, path, shallow=False):
             return
     if not overwrite:
-        raise DatasetError(f"{path}: exists with other content; choose another output, or overwrite it (--overwrite)")
+        raise DatasetError(f"{path}: exists with other content; choose another output, or {spelled('overwrite', True)}")
     named = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _link(source, named)
     named.replace(path)

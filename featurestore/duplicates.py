@@ -28,8 +28,9 @@ Ids = NDArray[np.int32]
 def group_near_duplicates(texts: Sequence[str], similarity: float = SIMILARITY) -> NDArray[np.int64]:
     """Group texts that differ in little more than a word, punctuation or case.
 
-    Texts are compared after NFKC and case folding, with one space for everything between words, by the Jaccard
-    similarity of their sets of character 4-grams. Texts connected over others are one group too (single linkage).
+    Texts are compared after NFKC and case folding, without soft hyphens and zero-width characters, with one space for
+    everything between words, by the Jaccard similarity of their sets of character 4-grams. Texts connected over others
+    are one group too (single linkage).
 
     Parameters
     ----------
@@ -84,12 +85,19 @@ def group_near_duplicates(texts: Sequence[str], similarity: float = SIMILARITY) 
 
 
 def _normalized(text: str) -> str:
-    """Keep letters (with their marks) and digits; of a text without any, such as an emoji, everything."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    """Keep letters (with their marks) and digits; of a text without any, such as an emoji, everything.
+
+    Characters that only format (Unicode's category Cf), such as soft hyphens and zero-width spaces, part no words.
+    """
+    folded = _folded("".join(char for char in text if unicodedata.category(char) != "Cf"))
     if not any(map(str.isalnum, folded)):
-        return folded.strip()
+        return _folded(text).strip()
     words = (char if char.isalnum() or unicodedata.category(char)[0] == "M" else " " for char in folded)
     return " ".join("".join(words).split())
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def _ngram_sets(texts: Iterable[str]) -> list[Ids]:

@@ -15,16 +15,27 @@
     ├── DatasetError (ValueError)    a dataset that cannot be written where it should be, or used as asked
     └── RecipeError (ValueError)     a recipe that asks for something impossible or unreadable
 
-Every message names its subject, what was expected, what was found, and what to do about it.
+Every message names its subject, what was expected, what was found, and what to do about it, in the language of whoever
+asked: options are spelled ``layers=`` in Python, ``--layers`` on the command line, ``layers`` in a recipe.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import reprlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+Language = Literal["Python", "command line", "recipe"]
+
+_language: ContextVar[Language] = ContextVar("language", default="Python")
+_LONGEST = 80
+_REPR = reprlib.Repr(maxlevel=3, maxstring=_LONGEST - 10, maxother=_LONGEST - 10, maxlong=40)
 
 
 class FeatureStoreError(Exception):
@@ -80,6 +91,28 @@ class RecipeError(FeatureStoreError, ValueError):
 
 
 @contextmanager
+def speaking(language: Language) -> Iterator[None]:
+    """Spell options in this language, in messages that are made meanwhile, in this thread."""
+    before = _language.set(language)
+    try:
+        yield
+    finally:
+        _language.reset(before)
+
+
+def spelled(name: str, value: object = None) -> str:
+    """Spell an option, or an option with a value, as whoever reads the message would write it."""
+    match _language.get():
+        case "Python":
+            return f"{name}={'' if value is None else repr(value)}"
+        case "command line":
+            flag = f"--{name.replace('_', '-')}"
+            return flag if value is None or value is True else f"{flag} {value!r}"
+        case "recipe":
+            return name if value is None else f"{name}: {json.dumps(value)}"
+
+
+@contextmanager
 def naming(path: object) -> Iterator[None]:
     """Say what a system error is about, where the system names nothing, or a file that is only on its way."""
     try:
@@ -87,7 +120,8 @@ def naming(path: object) -> Iterator[None]:
     except FeatureStoreError:
         raise
     except OSError as error:
-        if error.filename is None or str(error.filename).endswith(".partial"):
+        named = str(error.filename)
+        if error.filename is None or named.endswith(".partial") or named.startswith("/proc/self/fd/"):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
 
@@ -96,3 +130,17 @@ def shown(name: object) -> str:
     """Spell a file name so that it stays on one line and cannot drive a terminal."""
     text = str(name)
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def shortened(text: object) -> str:
+    """Spell a text as `shown` does, cut to what a message has room for."""
+    spelled = shown(text)
+    return spelled if len(spelled) <= _LONGEST else f"{spelled[:_LONGEST]}..."
+
+
+def brief(value: object) -> str:
+    """Spell a value that was found, whatever it is, as `repr` does, but on one short line."""
+    try:
+        return shortened(re.sub(r"\s*\n\s*", " ", _REPR.repr(value)))
+    except Exception:  # a foreign __repr__ may do anything, and the longest integers have none
+        return shortened(f"<{type(value).__name__}>")

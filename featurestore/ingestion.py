@@ -14,11 +14,12 @@ from pathlib import Path
 from featurestore import commit, sentences
 from featurestore.batch import Staged, stage
 from featurestore.commit import Writer
-from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, naming, shown
+from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, naming, shown, spelled
 from featurestore.npz import Archive
+from featurestore.paths import PathLike, as_path
 from featurestore.reading import extraction_of, read_coord
 from featurestore.schema import SentenceFile, Skipped
-from featurestore.store import is_complete, is_store, read_root
+from featurestore.store import is_complete, is_store, read_root, real_path
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ BATCH_BYTES = 256 << 20
 READ_AHEAD = 8
 """Sentences that are being read or wait for their batch; more gained nothing on two cores."""
 
-PathLike = str | os.PathLike[str]
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what, done, total)``."""
 
@@ -110,19 +110,20 @@ def ingest(
         If `store` is something else; `StoreBusyError` if another process writes it.
     """
     own = store is None
-    source, store = Path(source), store_path(source) if store is None else Path(store)
+    source = as_path(source)
+    store = store_path(source) if store is None else as_path(store)
     paths = sentences.find(source)
     if is_complete(store) and not (changes := _compare(paths, *_known(store), progress)).new:
         if own and (others := changes.n_sentences - changes.present):
             logger.warning("%s also holds %d sentences that are not in %s", store, others, source)
         return Ingested(store, 0, changes.present, (), changes.n_sentences)  # readers need no lock
-    with naming(store), commit.exclusive(store, wait):
-        writer = Writer(store) if is_store(store) else None
-        changes = _compare(paths, *(_known(store) if writer else ({}, 0)), progress)
+    with naming(store), commit.exclusive(store, wait) as real:
+        writer = Writer(real) if is_store(real) else None
+        changes = _compare(paths, *(_known(real) if writer else ({}, 0)), progress)
         if own and writer and writer.n_sentences and not changes.present:
             raise StoreError(
                 f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
-                f"use: ingest {source} --store OTHER, then --input OTHER"
+                f"ingest {source} into another store ({spelled('store')}), and build from that"
             )
         files, bad = _scan(changes.new, writer, progress)
         recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
@@ -131,7 +132,7 @@ def ingest(
         if not files and writer is None:
             raise SourceError(_describe(source, bad, len(paths)))
         if writer is None:
-            writer = Writer.create(store, files[0].extraction)
+            writer = Writer.create(real, files[0].extraction)
         try:
             damaged = _append(writer, files, skip_bad, recorded, progress)
             if not writer.n_sentences:
@@ -195,21 +196,26 @@ def _scan(paths: Sequence[Path], writer: Writer | None, progress: Progress) -> t
 
     extraction = extraction_of(writer.path, writer.root) if writer else None
     scanned, bad = sentences.scan_all(paths, extraction, advance)
-    sources = dict(zip(writer.coord("sentence"), writer.coord("source"), strict=True)) if writer else {}
+    rows = {index: row for row, index in enumerate(writer.coord("sentence").tolist())} if writer else {}
     files = []
     for file in scanned:
-        if file.sentence_index in sources:
-            bad.append(
-                Skipped(
-                    file.path.name,
-                    f"sentence_index {file.sentence_index} is in the store with other content (from "
-                    f"{sources[file.sentence_index]}), which stays; if it was extracted again, remove the store and "
-                    "ingest everything, otherwise choose another with --store",
-                )
-            )
+        if writer and file.sentence_index in rows:
+            bad.append(Skipped(file.path.name, _conflict(writer, rows[file.sentence_index], file)))
         else:
             files.append(file)
     return files, bad
+
+
+def _conflict(writer: Writer, row: int, file: SentenceFile) -> str:
+    """Say how a file differs from the sentence of the same index in the store."""
+    source, *known = (writer.coord(name)[row] for name in ("source", "source_digest", "label", "text"))
+    alone = sentences.changed_alone(file.path, *known)
+    how = f"but for its {alone}, which alone differs" if alone else "with other content"
+    return (
+        f"sentence_index {file.sentence_index} is in the store {how} (from {source}), which stays; if it was "
+        f"{'corrected' if alone else 'extracted again'}, remove the store and ingest everything, otherwise choose "
+        f"another with {spelled('store')}"
+    )
 
 
 def _append(
@@ -218,6 +224,7 @@ def _append(
     """Append files batch by batch; return those whose data turned out to be damaged."""
     damaged: list[Skipped] = []
     nonfinite: dict[str, int] = {}
+    advice = f"or leave it out: ingest with {spelled('skip_bad', True)}"
 
     def load(file: SentenceFile) -> Staged | Skipped:
         try:
@@ -225,7 +232,7 @@ def _append(
         except NpzError as error:
             if skip_bad or file.path.name in recorded:
                 return Skipped(file.path.name, str(error).removeprefix(f"{shown(file.path)}: "))
-            raise NpzError(f"{error}; or leave it out with ingest --skip-bad") from error
+            raise NpzError(f"{error}; {advice}") from error
 
     batch: list[Staged] = []
     expected = writer.n_sentences + len(files)
@@ -246,9 +253,10 @@ def _append(
         writer.append(batch, expected)
     if nonfinite:
         logger.warning(
-            "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with --drop-nonfinite",
+            "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with %s",
             sum(nonfinite.values()),
             _some(list(nonfinite)),
+            spelled("drop_nonfinite", True),
         )
     if longer := [file.path.name for file in files if file.n_after_final]:
         logger.warning("left out the fragments after the final token in %s", _some(longer))
@@ -284,14 +292,15 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe(source: Path, bad: Sequence[Skipped], n_files: int) -> str:
-    advice = "none is left to ingest" if len(bad) == n_files else "ingest --skip-bad leaves them out"
+    out = f"ingest with {spelled('skip_bad', True)} leaves them out"
+    advice = "none is left to ingest" if len(bad) == n_files else out
     lines = [f"{source}: {len(bad)} of {n_files} files cannot be ingested, so nothing was written ({advice}):"]
     return "\n".join([*lines, *(f"  {shown(source / entry.file)}: {entry.reason}" for entry in bad)])
 
 
 def store_path(source: PathLike) -> Path:
     """Where the store of a folder of sentence NPZs is: ``stores/<folder name>.zarr``."""
-    return STORES / f"{Path(source).resolve().name}.zarr"
+    return STORES / f"{real_path(as_path(source)).name}.zarr"
 
 
 def find_store(source: PathLike, *, wait: bool = False, progress: Progress = lambda *_: None) -> Path:
@@ -304,7 +313,7 @@ def find_store(source: PathLike, *, wait: bool = False, progress: Progress = lam
     SourceError, NpzError, StoreError
         As `ingest`; also if the folder's store was made from another folder of the same name.
     """
-    source = Path(source)
+    source = as_path(source)
     if is_store(source):
         return source
     if not source.exists():

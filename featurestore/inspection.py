@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.reading import open_store
+from featurestore.paths import PathLike, as_path
+from featurestore.reading import labelled
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, FINAL_TOKEN
-
-if TYPE_CHECKING:
-    import os
+from featurestore.store import read_root
 
 L0_TOLERANCE = 2.0
 """Factor by which the measured L0 may differ from the nominal average before it counts as a mismatch."""
@@ -45,6 +43,8 @@ class StoreInfo:
         The store.
     sentences, hidden, features : int
         Sizes.
+    expected_sentences : int or None
+        How many sentences it is to have, if its ingest is not complete.
     tokens : tuple of int
         Shortest, median and longest sentence; empty for an empty store.
     dtypes : mapping
@@ -63,6 +63,7 @@ class StoreInfo:
 
     path: Path
     sentences: int
+    expected_sentences: int | None
     hidden: int
     features: int
     tokens: tuple[int, ...]
@@ -75,7 +76,7 @@ class StoreInfo:
     skipped: tuple[tuple[str, str], ...]
 
 
-def info(store: str | os.PathLike[str]) -> StoreInfo:
+def info(store: PathLike) -> StoreInfo:
     """Summarize a store. Reads the activations at the final tokens, in bounded memory.
 
     Parameters
@@ -92,20 +93,22 @@ def info(store: str | os.PathLike[str]) -> StoreInfo:
     StoreError
         If `store` is not a store.
     """
-    path = Path(store)
-    ds = open_store(path)
+    path = as_path(store)
+    root = read_root(path)
+    ds = labelled(path, root)
     n_tokens = ds["n_tokens"].values
     nonfinite = ds["n_nonfinite"].values
     n = ds.sizes["sentence"]
     if n:
         active = ds[ACTIVATIONS].sel(token=FINAL_TOKEN) != 0
-        measured = (active.sum(("sentence", "feature")) / n).values
+        measured = (active.sum(("sentence", "feature")) / n).compute(scheduler="threads").values
     else:
         measured = np.full(ds.sizes["layer"], np.nan)
     saes = zip(ds["layer"].values.tolist(), ds["average_l0"].values.tolist(), measured.tolist(), strict=True)
     return StoreInfo(
         path=path,
         sentences=n,
+        expected_sentences=root["attributes"]["expected_sentences"],
         hidden=ds.sizes["hidden"],
         features=ds.sizes["feature"],
         tokens=(int(n_tokens.min()), int(np.median(n_tokens)), int(n_tokens.max())) if n else (),
@@ -115,5 +118,5 @@ def info(store: str | os.PathLike[str]) -> StoreInfo:
         nonfinite_values=int(nonfinite.sum()),
         nonfinite_sentences=int(np.count_nonzero(nonfinite)),
         bytes_on_disk=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        skipped=tuple((entry["file"], entry["reason"]) for entry in ds.attrs["skipped"]),
+        skipped=tuple((entry["file"], entry["reason"]) for entry in root["attributes"]["skipped"]),
     )

@@ -19,7 +19,7 @@ from featurestore.journal import File, located
 from featurestore.plans import fingerprint, sentences_digest
 from featurestore.reading import read_coord
 from featurestore.splits import SplitOptions
-from featurestore.store import read_root
+from featurestore.store import is_store, read_root
 from featurestore.strategies import list_strategies
 
 logger = logging.getLogger(__name__)
@@ -193,10 +193,10 @@ def _stale(entry: DatasetEntry, reason: str) -> DatasetEntry:
 
 
 def _sentences(stores: Path, name: str) -> str | None:
-    store = stores / f"{name}.zarr"
-    if store.parent != stores:
+    if Path(name).name != name or name == "..":
         return None
     try:
+        store = stores / f"{name}.zarr" if is_store(stores / f"{name}.zarr") else stores / name
         root = read_root(store)
         indices, digests = (read_coord(store, root, coord) for coord in ("sentence", "source_digest"))
     except (StoreError, OSError, ValueError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import stat
 import struct
 import sys
 import warnings
@@ -23,6 +24,8 @@ import numpy as np
 from featurestore.errors import NpzError, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Buffer, Iterator, Mapping
+
     from numpy.typing import NDArray
 
 MAX_MEMBERS = 1_000
@@ -31,7 +34,15 @@ MAX_HEADER_BYTES = 16 << 10
 MAX_DEFLATE_RATIO = 1032
 """No DEFLATE stream expands further (https://zlib.net/zlib_tech.html), so a greater claim is a lie."""
 
+_PIECE_BYTES = 1 << 20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class Header(NamedTuple):
@@ -60,6 +71,10 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode):  # not even opened: a pipe would block, a device has no end
+                found = _KINDS.get(stat.S_IFMT(mode), "something else")
+                raise NpzError(f"{shown(path)}: cannot be read: expected a file, found {found}; remove it")
             self._file: IO[bytes] = path.open("rb")
         except OSError as error:
             raise NpzError(f"{shown(path)}: cannot be read ({error.strerror})") from error
@@ -90,7 +105,16 @@ class Archive:
         Depends on the content alone, not on compression, order or time stamps, and costs no more than reading the
         archive's directory. The CRCs are compared with the data whenever an array is read.
         """
-        lines = sorted(f"{name} {member.file_size} {member.CRC:08x}\n" for name, member in self._members.items())
+        return self.digest_with({})
+
+    def digest_with(self, others: Mapping[str, NDArray[Any]]) -> str:
+        """Return the `digest` of the same archive, if some arrays in it were others, as numpy saves them."""
+        sums = {name: (member.file_size, member.CRC) for name, member in self._members.items()}
+        for name, array in others.items():
+            stream = io.BytesIO()
+            np.lib.format.write_array(stream, array, allow_pickle=False)
+            sums[name] = len(stream.getvalue()), zlib.crc32(stream.getvalue())
+        lines = sorted(f"{name} {size} {crc:08x}\n" for name, (size, crc) in sums.items())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def header(self, name: str) -> Header:
@@ -122,10 +146,48 @@ class Archive:
         except (ValueError, TypeError, OverflowError) as error:
             raise self.error(name, f"has a shape that numpy cannot hold ({error}); write the file again") from error
         if header.dtype.kind == "U":
-            code_points = np.frombuffer(data, np.dtype("u4").newbyteorder(header.dtype.byteorder), offset=header.offset)
-            if np.any(code_points > sys.maxunicode):
-                raise self.error(name, "holds characters beyond Unicode: damaged; write the file again")
+            self._check_unicode(name, header, data, header.offset)
         return array.astype(header.dtype.newbyteorder("="), copy=False)
+
+    def texts(self, name: str, max_bytes: int = MAX_ARRAY_BYTES) -> list[str]:
+        """Read an array of text (numpy 'U'), flat, and compare its CRC-32; piece by piece, as most of it is padding."""
+        member, header = self._member(name, max_bytes), self.header(name)
+        width = header.dtype.itemsize
+        texts = [""] * (0 if width else math.prod(header.shape))
+        rest, before = b"", header.offset
+        for piece in self._pieces(member, max(_PIECE_BYTES, width)):
+            data = rest + piece[before:]
+            before = max(0, before - len(piece))
+            whole = len(data) // width * width if width else 0
+            self._check_unicode(name, header, data[:whole])
+            texts += np.frombuffer(data[:whole], header.dtype).tolist() if whole else []
+            rest = data[whole:]
+        return texts
+
+    def _check_unicode(self, name: str, header: Header, data: Buffer, offset: int = 0) -> None:
+        code_points = np.frombuffer(data, np.dtype("u4").newbyteorder(header.dtype.byteorder), offset=offset)
+        if np.any(code_points > sys.maxunicode):
+            raise self.error(name, "holds characters beyond Unicode: damaged; write the file again")
+
+    def _pieces(self, member: zipfile.ZipInfo, step: int) -> Iterator[bytes]:
+        """Yield a member's data in pieces of at most `step` bytes; at the end, fail if its size or CRC-32 differ."""
+        name = member.filename.removesuffix(".npy")
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS) if member.compress_type == zipfile.ZIP_DEFLATED else None
+        left, size, crc = member.compress_size, 0, 0
+        stored = self._read(member, min(left, step))
+        while stored and size <= member.file_size:
+            left -= len(stored)
+            while stored:
+                try:
+                    piece = inflater.decompress(stored, step) if inflater else stored
+                except zlib.error as error:
+                    raise self.error(name, f"is damaged (inflating: {error}); write the file again") from error
+                stored = inflater.unconsumed_tail if inflater else b""
+                size, crc = size + len(piece), zlib.crc32(piece, crc)
+                yield piece
+            stored = self._file.read(min(left, step))
+        if size != member.file_size or crc != member.CRC:
+            raise self.error(name, "fails its CRC-32 check: damaged; write the file again")
 
     def _directory(self) -> dict[str, zipfile.ZipInfo]:
         try:
@@ -190,9 +252,15 @@ class Archive:
         try:
             with warnings.catch_warnings(action="ignore"):
                 version = np.lib.format.read_magic(stream)
-                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                # 3.0 differs from 2.0 in the encoding of fields' names alone, and arrays with fields are refused
+                read = {(1, 0): np.lib.format.read_array_header_1_0} | dict.fromkeys(
+                    [(2, 0), (3, 0)], np.lib.format.read_array_header_2_0
+                )
                 shape, fortran_order, dtype = read[version](stream)
         except Exception as error:  # numpy evaluates the header as Python, which can fail in any way
+            if isinstance(error.__cause__, TypeError):  # the header is sound, but numpy.dtype does not take its dtype
+                found = f"has a dtype that numpy does not know ({str(error)[:100]})"
+                raise self.error(name, f"{found}, such as float8 or bfloat16; save it as float32") from error
             raise self.error(name, "has no valid npy header: damaged; write the file again") from error
         if dtype.hasobject:
             raise self.error(name, "holds pickled objects, which are never loaded; save plain numbers or text")

@@ -11,6 +11,7 @@ import click
 from featurestore.ranges import Numbers
 from featurestore.registry import Option, Strategy
 from featurestore.strategies import list_strategies, load_plugin
+from featurestore.terminal import UserPath
 
 _ALL, _CHOSEN = "featurestore.strategies", "featurestore.chosen"
 """Strategies, in the context of an invocation."""
@@ -68,7 +69,7 @@ source = click.option(
     required=True,
     multiple=True,
     callback=_only_one,
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="A store, or a folder of sentence NPZs: its store is stores/<folder name>.zarr, brought up to date first.",
 )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from featurestore.errors import DatasetError, ParameterError
+from featurestore.errors import DatasetError, ParameterError, spelled
 from featurestore.normalize import check_method
 from featurestore.ranges import format_numbers
 from featurestore.schema import NORMALIZATIONS, SCHEMA_VERSION
@@ -180,8 +180,11 @@ def _dashed(name: str) -> str:
 
 def _check_statistics(dataset: Dataset, strategy: str, normalize: str | None) -> None:
     if "fingerprint" not in dataset.metadata:
-        raise DatasetError("--stats-from: cannot be traced, as it has no meta_fingerprint; build it again")
+        raise DatasetError(f"{spelled('stats_from')}: cannot be traced, as it has no meta_fingerprint; build it again")
     if (other := str(dataset.metadata["strategy"])) != strategy:
-        raise DatasetError(f"--stats-from: has statistics of {other}, not of {strategy}; choose another dataset")
+        raise DatasetError(
+            f"{spelled('stats_from')}: has statistics of {other}, not of {strategy}; choose another dataset"
+        )
     if normalize not in (None, method := dataset.normalization.method):
-        raise ParameterError(f"--normalize {normalize}: --stats-from has {method}; leave one of them out")
+        asked = spelled("normalize", normalize)
+        raise ParameterError(f"{asked}: {spelled('stats_from')} has {method}; leave one of them out")

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 
 from featurestore import registry
-from featurestore.errors import ParameterError, StrategyError, shown
+from featurestore.errors import ParameterError, StrategyError, brief, shown
+from featurestore.paths import PathLike, as_path
 from featurestore.registry import Strategy
 
 GROUP = "featurestore.strategies"
@@ -32,7 +33,7 @@ _loaded: dict[Path | str, dict[str, Strategy]] = {}
 """What each file and module has registered."""
 
 
-def load_plugin(plugin: str | os.PathLike[str]) -> dict[str, Strategy]:
+def load_plugin(plugin: PathLike) -> dict[str, Strategy]:
     """Register the strategies of a Python file or module, as ``--plugin`` does.
 
     Parameters
@@ -55,11 +56,11 @@ def load_plugin(plugin: str | os.PathLike[str]) -> dict[str, Strategy]:
     Exception
         Whatever its own code raises.
     """
-    if not isinstance(plugin, str | os.PathLike) or not (text := os.fsdecode(plugin)) or "\0" in text:
-        raise ParameterError(f"plugin: expected a Python file or the name of a module, found {plugin!r}")
-    found = _of_file(Path(text)) if _is_path(plugin) else _of_module(text)
+    path = as_path(plugin)
+    is_file = path.suffix == ".py" or os.sep in os.fspath(plugin) or not isinstance(plugin, str)
+    found = _of_file(path) if is_file else _of_module(os.fspath(plugin))
     if not found:
-        raise ParameterError(f"plugin {shown(text)}: registers no strategy; decorate a function with @strategy(name)")
+        raise ParameterError(f"plugin {shown(path)}: registers no strategy; decorate a function with @strategy(name)")
     return found
 
 
@@ -77,31 +78,21 @@ def get_strategy(name: str) -> Strategy:
     ParameterError
         If there is none of that name.
     """
-    if found := registry.registered().get(name):
-        return found
-    strategies = list_strategies()
-    if name not in strategies:
-        raise ParameterError(
-            f"strategy: expected one of {', '.join(strategies)}, found {name!r}; one of your own needs its --plugin"
-        )
-    return strategies[name]
-
-
-def _is_path(plugin: str | os.PathLike[str]) -> bool:
-    text = os.fsdecode(plugin)
-    return text.endswith(".py") or os.sep in text or not isinstance(plugin, str)
+    known = registry.registered()
+    if not isinstance(name, str) or (name not in known and name not in (known := list_strategies())):
+        expected = f"expected one of {', '.join(known)}, found {brief(name)}"
+        raise ParameterError(f"strategy: {expected}; one of your own needs its plugin")
+    return known[name]
 
 
 def _of_file(path: Path) -> dict[str, Strategy]:
     where = f"plugin {shown(path)}"
     try:
-        path = path.expanduser()
         if path.exists() and not path.is_file():  # reading a FIFO would wait, a device never end
             raise ParameterError(f"{where}: expected a Python file, found something else; name the file itself")
         source = path.read_bytes()
-    except (OSError, RuntimeError) as error:  # the latter without a home folder
-        reason = getattr(error, "strerror", None) or error
-        raise ParameterError(f"{where}: cannot be read ({reason}); check the path") from error
+    except OSError as error:
+        raise ParameterError(f"{where}: cannot be read ({error.strerror}); check the path") from error
     path, digest = path.resolve(), hashlib.sha256(source).hexdigest()
     known, before = _loaded.get(path, {}), registry.registered()
     if known.items() <= before.items() and {strategy.file_digest for strategy in known.values()} == {digest}:

@@ -38,11 +38,16 @@ def problem(assembly: Assembly, plan: Plan, min_active: int) -> str:
         return f"{n_bad} of {len(finite)} sentences have NaN or infinite values; drop_nonfinite: true leaves them out"
     if n_bad == len(finite):
         return "no sentence has finite values throughout"
-    y, target, divided = source.select(plan).y, assembly.target(plan), source.split(plan.split)
+    selected, target, divided = source.select(plan), assembly.target(plan), source.split(plan.split)
+    y = selected.y
     if y.name == "label":
         fault = _constant(target[finite])
-        return f"y is {fault}" if fault else (_missing_labels(target, finite, divided) if divided else "")
-    training = target[finite & source.training_rows(plan.split)]
+        return (
+            f"y is {fault}"
+            if fault
+            else (_missing_labels(target[finite], divided, selected.positions[finite]) if divided else "")
+        )
+    training = target[finite & source.training_rows(plan.split)[selected.positions]]
     if len(training) == 0:
         return "no training sentence has finite values throughout"
     columns = training.reshape(len(training), -1).T
@@ -61,22 +66,22 @@ def _inactive(column: NDArray[Any], min_active: int) -> str:
     return _constant(column) or (f"nearly dead: active in {active} of {n} sentences" if active < min_active else "")
 
 
-def _missing_labels(labels: NDArray[Any], finite: NDArray[np.bool_], divided: Split) -> str:
+def _missing_labels(labels: NDArray[Any], divided: Split, positions: NDArray[np.intp]) -> str:
     """Say which labels some part lacks: they have fewer sentences, or groups of them, than there are parts."""
     sides = np.where(divided.train, 0, -1) if divided.fold is None else divided.fold
-    values, counts = np.unique(labels[finite], return_counts=True)
+    values, counts = np.unique(labels, return_counts=True)
     faults = []
     for value, count in zip(values, counts, strict=True):
-        lacking = np.setdiff1d(sides, sides[finite & (labels == value)])
+        lacking = np.setdiff1d(sides, sides[positions[labels == value]])
         if len(lacking):
             parts = ", ".join("the test part" if side < 0 else f"fold {side}" for side in lacking.tolist())
             parts = parts if divided.fold is not None or lacking[0] < 0 else "the training part"
-            faults.append(f"label {value} ({count} of {len(finite)} sentences) is missing in {parts}")
+            faults.append(f"label {value} ({count} of {len(labels)} sentences) is missing in {parts}")
     return "; ".join(faults)
 
 
 def _name(y: xr.DataArray, column: int) -> str:
-    if y.name != ACTIVATIONS:
+    if y.name != ACTIVATIONS or not {"layer", "feature"} <= set(y.coords):
         return "y" if y.ndim == 1 else f"column {column} of y"
     layer, feature = (np.broadcast_to(y[name].values, y.shape[1:] or (1,))[column] for name in ("layer", "feature"))
     return f"feature {feature} of layer {layer}"

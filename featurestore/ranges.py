@@ -6,11 +6,18 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
-from featurestore.errors import ParameterError
+from featurestore.errors import ParameterError, brief, shortened
 
 Numbers = tuple[int, ...]
 """Layers or features, in the order in which they are used, none twice."""
+
+_MOST = 1_000_000
+"""More than text can name, which has numbers of six digits."""
+
+_LONGEST_BITS = 1024
+"""Of an integer; longer ones may not even be printed."""
 
 
 def parse_numbers(name: str, text: str) -> Numbers:
@@ -30,11 +37,15 @@ def parse_numbers(name: str, text: str) -> Numbers:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
         if not match:
-            raise ParameterError(f"{name} {text!r}: expected numbers and ranges such as 0-2,10,15-17, found {part!r}")
+            expected = "expected numbers and ranges such as 0-2,10,15-17"
+            raise ParameterError(f"{name}: {expected}, found {brief(part)} in {brief(text)}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ParameterError(f"{name} {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
+            backwards = f"the range {part.strip()} in {brief(text)} runs backwards; write {last}-{first}"
+            raise ParameterError(f"{name}: {backwards}")
         found.extend(range(first, last + 1))
+        if len(found) > _MOST:
+            raise ParameterError(f"{name}: {brief(text)} is more than {_MOST:,} numbers; name fewer")
     return number_tuple(name, found)
 
 
@@ -44,19 +55,24 @@ def format_numbers(numbers: Numbers) -> str:
 
 
 def number_tuple(name: str, value: object) -> Numbers:
-    """Validate an integer or a sequence of them, none twice.
+    """Validate an integer, or a sequence or array (numpy's, xarray's) of them, none twice.
 
     Raises
     ------
     ParameterError
         If `value` is something else; the message starts with `name`.
     """
-    values = [value] if isinstance(value, int) else value
-    if not isinstance(values, Sequence) or not values:
-        raise ParameterError(f"{name} {value!r}: expected text such as 0-2,10,15-17, or a sequence of integers")
-    found = tuple(integer(name, number) for number in values)
+    values = _plain(name, value)
+    if isinstance(values, int):
+        values = [values]
+    if not isinstance(values, Sequence) or isinstance(values, bytes | bytearray | memoryview) or not values:
+        expected = "expected text such as 0-2,10,15-17, or a sequence of integers"
+        raise ParameterError(f"{name}: {expected}, found {brief(value)}")
+    found = tuple(integer(name, number) for number in islice(values, _MOST + 1))
+    if len(found) > _MOST:
+        raise ParameterError(f"{name}: {brief(value)} is more than {_MOST:,} numbers; name fewer")
     if repeated := [number for number, count in Counter(found).items() if count > 1]:
-        raise ParameterError(f"{name}: {', '.join(map(str, repeated))} named twice; name each once")
+        raise ParameterError(f"{name}: {shortened(', '.join(map(str, repeated)))} named twice; name each once")
     return found
 
 
@@ -66,19 +82,35 @@ def numbers(name: str, value: object) -> Numbers:
 
 
 def integer(name: str, value: object) -> int:
-    """Validate an integer, numpy's too, but no bool.
+    """Validate an integer, numpy's and xarray's too, but no bool.
 
     Raises
     ------
     ParameterError
         If `value` is something else; the message starts with `name`.
     """
-    if isinstance(value, bool):
-        raise ParameterError(f"{name}: expected an integer, found {value!r}")
+    plain = _plain(name, value)
+    if isinstance(plain, bool):
+        raise ParameterError(f"{name}: expected an integer, found {brief(value)}")
     try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ParameterError(f"{name}: expected an integer, found {value!r}") from error
+        number = operator.index(plain)  # type: ignore[arg-type]
+    except Exception as error:
+        raise ParameterError(f"{name}: expected an integer, found {brief(value)}") from error
+    if number.bit_length() > _LONGEST_BITS:
+        raise ParameterError(f"{name}: expected an integer of at most {_LONGEST_BITS} bits, found {brief(value)}")
+    return number
+
+
+def _plain(name: str, value: object) -> object:
+    """Return Python's own integers, or lists of them, in place of numpy's and xarray's."""
+    if getattr(getattr(value, "dtype", None), "kind", "") not in ("i", "u", "O"):
+        return value
+    import numpy as np
+
+    try:
+        return np.asarray(value).tolist()
+    except Exception as error:  # of an array on another device, for one
+        raise ParameterError(f"{name}: expected integers, found {brief(value)} ({shortened(error)})") from error
 
 
 def runs(numbers: Sequence[int]) -> list[list[int]]:

@@ -10,7 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from featurestore.datasets import DATASETS, Dataset, load_dataset
+from featurestore.errors import SelectionError, speaking, spelled
 from featurestore.journal import File, statistics_file, tables
 from featurestore.nodes import Faults, Node, of_python, read_yaml
 from featurestore.plans import Plan, split_options
@@ -48,11 +51,28 @@ class Ranking:
     layers: Numbers | None
     min_active: int
 
-    def find(self, source: Source, split: SplitOptions | None) -> list[Located]:
-        """Rank the features of a store, by the training rows if there is a split."""
+    def find(
+        self, source: Source, entry: Entry, chosen: Mapping[str, Any], split: SplitOptions | None
+    ) -> list[Located]:
+        """Rank the features of a store, by the training rows if there is a split.
+
+        Only sentences that the strategy selects count; which these are must not depend on the feature.
+        """
+
+        def rows(target: Target) -> Any:
+            return source.select(Plan.of(entry.strategy.name, {**chosen, **target})).positions
+
         with self.node.located():
             layers = self.layers or source.layers
-            return [(self.node, target) for target in source.rank(self.by, layers, self.top, split, self.min_active)]
+            counted = rows(_told({"target_layer": layers[0], "target_feature": 0}, source))
+            ranked = source.rank(self.by, layers, self.top, counted, split, self.min_active)
+            found = [_told(target, source) for target in ranked]
+            if not all(np.array_equal(rows(target), counted) for target in found):
+                raise SelectionError(
+                    f"{entry.strategy.name} selects other sentences for other features, so none can be ranked; "
+                    "name the targets"
+                )
+        return [(self.node, target) for target in found]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +106,20 @@ class Entry:
         """Expand the product, normalizations aside."""
         options = {option.name: option for option in self.strategy.options}
         values = [_values(options[name], node, source) for name, node in self.alternatives.items()]
-        found = self.targets.find(source, split) if isinstance(self.targets, Ranking) else self.targets or []
-        targets = [_checked(node, target, source) for node, target in found] or [{}]
-        if (n := math.prod(map(len, [targets, *values]))) > MAX_DATASETS:
+        n_targets = self.targets.top if isinstance(self.targets, Ranking) else len(self.targets or [{}])
+        if (n := n_targets * math.prod(map(len, values))) > MAX_DATASETS:
             raise self.node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
-        for target, chosen in product(targets, product(*values)):
-            yield dict(zip(self.alternatives, chosen, strict=True)) | target
+        chosen = [dict(zip(self.alternatives, one, strict=True)) for one in product(*values)]
+        if self.targets is None:
+            yield from chosen
+            return
+        targets = [
+            self.targets.find(source, self, one, split) if isinstance(self.targets, Ranking) else self.targets
+            for one in chosen
+        ]
+        for found in zip(*targets, strict=True):
+            for one, (node, target) in zip(chosen, found, strict=True):
+                yield one | _checked(node, target, source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +158,7 @@ class Recipe:
     min_active: int
     files: list[File]
 
+    @speaking("recipe")
     def plans(self, source: Source) -> list[Plan]:
         """Expand the recipe for one store, and check every plan against it. The same plan twice counts once.
 
@@ -153,6 +182,7 @@ class Recipe:
         return list(plans.values())
 
 
+@speaking("recipe")
 def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     """Read a recipe and check all that can be checked without its stores.
 
@@ -281,10 +311,10 @@ def _values(option: Option, node: Node, source: Source | None) -> list[Any]:
                 layers = source.layers if source else (0,)
                 found: list[Any] = [*layers] if option.type is int else [layers]
             elif option.type is int and isinstance(item.value, str):
-                found = [*parse_numbers(option.flag, item.value)]
+                found = [*parse_numbers(spelled(option.name), item.value)]
             else:
                 found = [option.convert(item.plain())]
-            if source and option.type in (int, Numbers):
+            if source:
                 for value in found:
                     source.check_option(option.name, value)
             values += found
@@ -306,7 +336,7 @@ def _targets(node: Node, min_active: int) -> list[Located] | Ranking:
     layers = None
     if "layers" in given and given["layers"].value != ALL:
         with given["layers"].located():
-            layers = numbers("--layers", given["layers"].plain())
+            layers = numbers(spelled("layers"), given["layers"].plain())
     return Ranking(node, given["rank_by"].choice(list(RANKINGS)), given["top"].count(), layers, min_active)
 
 
@@ -318,8 +348,15 @@ def _pair(node: Node) -> Target:
 
 
 def _checked(node: Node, target: Target, source: Source) -> Target:
-    """Check a target, and leave out an average L0 that tells nothing: the layer has but one SAE."""
+    """Check a target, and say of which SAE it is only as far as that tells anything."""
     with node.located():
         source.check_target(**target)
-    several = len(source.average_l0s(target["target_layer"])) > 1
-    return {name: value for name, value in target.items() if several or name != "average_l0"}
+    return _told(target, source)
+
+
+def _told(target: Target, source: Source) -> Target:
+    """Name the SAE of a target by its average L0, by default the first, but only where its layer has several."""
+    average_l0s = source.average_l0s(target["target_layer"])
+    if len(average_l0s) == 1:
+        return {name: value for name, value in target.items() if name != "average_l0"}
+    return {"average_l0": average_l0s[0]} | target

@@ -14,7 +14,7 @@ from numbers import Real
 from types import FunctionType, NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from featurestore.errors import ParameterError, StrategyError
+from featurestore.errors import ParameterError, StrategyError, brief, shortened, spelled
 from featurestore.ranges import Numbers, integer, numbers
 
 if TYPE_CHECKING:
@@ -44,12 +44,20 @@ class Selection:
     Attributes
     ----------
     X : xarray.DataArray, or a sequence of them
-        Blocks of columns, to be put side by side. Dims `sentence` first, then any; flattened to 2-D in that order.
-        Blocks that several datasets have in common, such as one layer, are read once for all of them.
+        Blocks of columns, to be put side by side: numbers, with the dim `sentence` and its coordinate, and any further
+        dims, which are flattened in their order. Blocks that several datasets have in common, such as one layer, are
+        read once for all of them.
     y : xarray.DataArray
-        Dims `sentence`, or `sentence` and one more where there are several targets.
+        Dims `sentence`, or `sentence` and one more where there are several targets. Bool and integers become int64,
+        other numbers float32.
     densest : int, optional
-        Keep only so many columns of X, those that are not zero in most training rows.
+        Keep only so many features of X, those that are not zero in most training rows. X then is one block of dims
+        (sentence, feature).
+
+    Notes
+    -----
+    Rows are joined by the coordinate `sentence`: X and y may be in any order, and of a subset of the sentences, as long
+    as they name the same ones. Those that are left out are recorded.
     """
 
     X: xr.DataArray | Sequence[xr.DataArray]
@@ -101,16 +109,16 @@ class Option:
             If it is not of the option's type.
         """
         if self.type == Numbers:
-            return numbers(self.flag, value)
+            return numbers(spelled(self.name), value)
         if self.type is int:
-            return integer(self.flag, value)
+            return integer(spelled(self.name), value)
         if self.type is float and isinstance(value, Real) and not isinstance(value, bool):
             try:
                 return float(value)
             except OverflowError as error:
-                raise ParameterError(f"{self.flag}: expected a number, found one that is too large") from error
+                raise ParameterError(f"{spelled(self.name)}: expected a number, found {brief(value)}") from error
         if not isinstance(value, self.type):
-            raise ParameterError(f"{self.flag}: expected {self.type.__name__}, found {value!r}")
+            raise ParameterError(f"{spelled(self.name)}: expected {self.type.__name__}, found {brief(value)}")
         return value
 
 
@@ -175,16 +183,16 @@ class Strategy:
         """
         given = {name: value for name, value in given.items() if value is not None}
         options = {option.name: option for option in self.options}
-        takes = ", ".join(option.flag for option in self.options) or "none"
+        takes = ", ".join(spelled(name) for name in options) or "none"
         for name in given:
             if name not in options:
-                raise ParameterError(f"--{name.replace('_', '-')}: {self.name} takes no such option; it takes {takes}")
-        missing = [option.flag for option in self.options if option.required and option.name not in given]
+                raise ParameterError(f"{spelled(shortened(name))}: {self.name} takes no such option; it takes {takes}")
+        missing = [spelled(option.name) for option in self.options if option.required and option.name not in given]
         if missing:
             raise ParameterError(f"{self.name} needs {' and '.join(missing)}; it takes {takes}")
         if self.one_of and len([name for name in self.one_of if name in given]) != 1:
-            flags = " or ".join(options[name].flag for name in self.one_of)
-            raise ParameterError(f"{self.name} needs either {flags}, and not both")
+            either = " or ".join(map(spelled, self.one_of))
+            raise ParameterError(f"{self.name} needs either {either}, and not both")
         return {name: option.convert(given[name]) for name, option in options.items() if name in given}
 
 
@@ -241,13 +249,13 @@ def replace_all(strategies: Mapping[str, Strategy]) -> None:
 def _checked(name: str, select: Select, one_of: tuple[str, ...], version: int) -> Strategy:
     """Make a strategy of a function, after checking all that a decorator can see."""
     if not isinstance(name, str) or not name.isprintable() or not name or name.startswith("-"):
-        raise StrategyError(f"strategy {name!r}: expected a name of printable characters that starts with no dash")
+        raise StrategyError(f"strategy {brief(name)}: expected a name of printable characters that starts with no dash")
     if not isinstance(select, FunctionType):
-        raise StrategyError(f"strategy {name!r}: expected a function, found {select!r}")
+        raise StrategyError(f"strategy {name!r}: expected a function, found {brief(select)}")
     if not inspect.getdoc(select) and sys.flags.optimize < 2:  # which leaves docstrings out
         raise StrategyError(f"strategy {name!r} needs a docstring, whose first line says what it predicts from what")
     if type(version) is not int or version < 1:
-        raise StrategyError(f"strategy {name!r}: version: expected an integer of at least 1, found {version!r}")
+        raise StrategyError(f"strategy {name!r}: version: expected an integer of at least 1, found {brief(version)}")
     parameters = list(inspect.signature(select).parameters.values())
     if not parameters or parameters[0].kind not in _POSITIONAL:
         raise StrategyError(f"strategy {name!r}: expected a function of a dataset and keyword-only options")

@@ -24,8 +24,13 @@ COLUMNS = [field.name for field in fields(DatasetEntry)]
 def info(found: StoreInfo) -> str:
     """Describe a store."""
     tokens = "{} to {}, median {}".format(*(found.tokens[i] for i in (0, 2, 1))) if found.tokens else "none"
+    sentences = f"{found.sentences:,}"
+    if found.expected_sentences:
+        sentences += (
+            f" of {found.expected_sentences:,}: INCOMPLETE, its ingest goes on, or was interrupted: run it again"
+        )
     rows = {
-        "sentences": f"{found.sentences:,}",
+        "sentences": sentences,
         "labels": ", ".join(f"{label}: {count:,}" for label, count in found.labels.items()) or "none",
         "tokens a sentence": tokens,
         "hidden": f"{found.hidden:,}",

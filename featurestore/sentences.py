@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import NpzError, SourceError, shown
+from featurestore.layout import LIMITS
 from featurestore.npz import Archive
 from featurestore.schema import (
     ACTIVATIONS,
@@ -33,7 +34,11 @@ logger = logging.getLogger(__name__)
 
 PATTERN = "sentence_*.npz"
 MAX_SMALL_BYTES = 64 << 20
-"""Limit for each array that is no embedding, hidden state or activation."""
+"""Limit for each array that is no embedding, hidden state, activation or fragments."""
+
+MAX_FRAGMENTS_BYTES = 2 << 30
+"""Limit for the fragments. They are cumulative, and padded to the longest, so they grow by the square of the tokens:
+this is 6,000 tokens of 14 characters, or 11,000 of 4. Of the padding nothing is kept in memory."""
 
 _AXES = {
     EMBEDDINGS: "TH",
@@ -47,6 +52,7 @@ _AXES = {
 _OPTIONAL_AXES = {"token_positions": "T", "fragment_lengths": "T"}
 _SCALARS = ("sentence", "concept_strength_label", "sentence_index")
 _AGAIN = "extract this sentence again"
+_DIMS = {"T": "token", "L": "layer", "H": "hidden", "F": "feature"}
 _AXIS_WORDS = {"T": "tokens (T)", "L": "SAE configurations (L)", "H": "hidden (H)", "F": "features (F)"}
 
 
@@ -162,6 +168,24 @@ def read(file: SentenceFile) -> Sentence:
         )
 
 
+def changed_alone(path: Path, digest: str, label: int, text: str) -> str | None:
+    """Say that a file differs from the one with that digest, label and text in the last two alone, if so.
+
+    Nothing big is read: with label and text put back, the file has the digest of the other.
+    """
+    with Archive(path) as archive:
+        contents = _contents(archive)
+        before, found = {}, []
+        if contents.label != label:
+            header = archive.header("concept_strength_label")
+            before["concept_strength_label"] = np.full(header.shape, label).astype(header.dtype)
+            found.append(f"label ({contents.label} instead of {label})")
+        if contents.text != text:
+            before["sentence"] = np.full(archive.header("sentence").shape, text)
+            found.append("text")
+        return " and ".join(found) if before and archive.digest_with(before) == digest else None
+
+
 def _problem(archive: Archive, problem: str) -> NpzError:
     return NpzError(f"{shown(archive.path)}: {problem}")
 
@@ -196,7 +220,7 @@ def _contents(archive: Archive) -> _Contents:
     return _Contents(
         file=SentenceFile(archive.path, archive.digest, index, n_tokens, sizes["T"] - n_tokens, extraction),
         text=_texts(archive, "sentence")[0],
-        fragments=_texts(archive, "fragments"),
+        fragments=_texts(archive, "fragments", MAX_FRAGMENTS_BYTES),
         label=label,
     )
 
@@ -218,8 +242,13 @@ def _sizes(archive: Archive) -> dict[str, int]:
         if len(set(sizes.values())) > 1:
             found = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise _problem(archive, f"arrays disagree on the number of {_AXIS_WORDS[axis]}: {found}; {_AGAIN}")
-        if 0 in sizes.values():
+        size, limit = next(iter(sizes.values())), LIMITS[_DIMS[axis]]
+        if size == 0:
             raise _problem(archive, f"zero {_AXIS_WORDS[axis]}; {_AGAIN}")
+        if size > limit:
+            raise _problem(
+                archive, f"{size:,} {_AXIS_WORDS[axis]}, more than the limit of {limit:,}; leave the file out"
+            )
     return {axis: next(iter(sizes.values())) for axis, sizes in said.items()}
 
 
@@ -250,18 +279,19 @@ def _all_whole(values: NDArray[Any]) -> bool:
     return bool(np.all(np.isfinite(wide) & (wide == np.floor(wide)) & (np.abs(wide) < 2.0**62)))
 
 
-def _texts(archive: Archive, name: str) -> tuple[str, ...]:
-    values = archive.array(name, MAX_SMALL_BYTES)
-    if name not in _AXES and values.shape not in ((), (1,)):
-        raise archive.error(name, f"must be a single text, found shape {values.shape}")
-    if values.dtype.kind != "U":
-        raise archive.error(name, f"must be text (numpy 'U'), found {values.dtype}")
-    texts = tuple(str(value) for value in values.ravel())
+def _texts(archive: Archive, name: str, max_bytes: int = MAX_SMALL_BYTES) -> tuple[str, ...]:
+    header = archive.header(name)
+    if name not in _AXES and header.shape not in ((), (1,)):
+        raise archive.error(name, f"must be a single text, found shape {header.shape}")
+    if header.dtype.kind != "U":
+        raise archive.error(name, f"must be text (numpy 'U'), found {header.dtype}")
+    texts = archive.texts(name, max_bytes)
     try:
-        "".join(texts).encode()
+        for text in texts:
+            text.encode()
     except UnicodeEncodeError as error:
         raise archive.error(name, "holds characters that are no valid Unicode; correct the text") from error
-    return texts
+    return tuple(texts)
 
 
 def _abbreviate(values: NDArray[Any]) -> str:

@@ -11,16 +11,19 @@ import dask.array as da
 import numpy as np
 
 from featurestore import splits
-from featurestore.errors import DatasetError, SelectionError
+from featurestore.alignment import Aligned, align
+from featurestore.errors import DatasetError, SelectionError, StrategyError, spelled
 from featurestore.plans import Plan, fingerprint, sentences_digest
 from featurestore.reading import open_chunks
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS
+from featurestore.store import store_name
 from featurestore.strategies import check_feature, sae_position, sae_positions
 from featurestore.targets import Target, rank
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from featurestore.datasets import Dataset
-    from featurestore.registry import Selection
     from featurestore.splits import Split, SplitOptions
 
     Array = np.ndarray[Any, Any]
@@ -44,8 +47,6 @@ class Source:
         The sentence_index of each sentence.
     digests : ndarray, (n,) of str
         The digest of its content.
-    order : ndarray, (n,) int
-        Positions of the sentences, in the order of their sentence_index.
     digest : str
         SHA-256 over the sentence_index and content digest of all sentences, as hex digits.
 
@@ -60,16 +61,14 @@ class Source:
     def __init__(self, store: Path) -> None:
         self.path = store
         self.ds = open_chunks(store)
+        texts = {name: self.ds[name].compute(scheduler="threads") for name in ("text", "source", "source_digest")}
+        self.ds = self.ds.assign_coords(texts)
         self.sentences = self.ds["sentence"].values
         if len(self.sentences) == 0:
             raise SelectionError(f"{store}: holds no sentences yet; ingest some first")
-        if expected := self.ds.attrs["expected_sentences"]:
-            found = f"{len(self.sentences)} of {expected} sentences"
-            logger.warning("%s is incomplete: %s; its ingest goes on, or was interrupted: run it again", store, found)
-        self.order: Array = np.argsort(self.sentences)
         self.digests = self.ds["source_digest"].values
         self.digest = sentences_digest(self.sentences, self.digests)
-        self._selections: dict[str, tuple[Selection, dict[str, da.Array]]] = {}
+        self._selections: dict[str, Aligned] = {}
         self._warned: set[str] = set()
         self._rankings: dict[tuple[Any, ...], list[Target]] = {}
         self._splits: dict[SplitOptions, Split] = {}
@@ -77,17 +76,31 @@ class Source:
     @property
     def name(self) -> str:
         """Name of the store, without its folder."""
-        return self.path.resolve().stem
+        return store_name(self.path)
 
-    def select(self, plan: Plan) -> Selection:
+    def select(self, plan: Plan) -> Aligned:
         """Return X and y of a plan, lazy.
 
         Raises
         ------
         SelectionError
             If the store lacks what is asked for.
+        StrategyError
+            If what the strategy returns is no dataset.
         """
-        return self._selected(plan)[0]
+        key = f"{plan.strategy.name} {sorted(plan.arguments.items())}"
+        if key not in self._selections:
+            try:
+                for name, value in plan.arguments.items():
+                    self.check_option(name, value)
+                selection = plan.strategy.select(self.ds.copy(), **plan.arguments)
+            except SelectionError as error:
+                raise SelectionError(f"{self.path}: {error}") from None
+            try:
+                self._selections[key] = align(selection, self.sentences)
+            except StrategyError as error:
+                raise StrategyError(f"{plan.strategy.name}: {error}") from None
+        return self._selections[key]
 
     def check(self, plan: Plan) -> None:
         """Check a plan against the store, without reading what is to be built.
@@ -107,7 +120,7 @@ class Source:
             chosen_by_theirs = name == "input_features" and self.select(plan).densest is not None
             if not chosen_by_theirs and not np.array_equal(theirs, ours):  # type: ignore[arg-type]
                 found = f"its X has {name} {theirs}, this one has {ours}"
-                raise DatasetError(f"--stats-from: {found}; choose statistics of the same input")
+                raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
         self._warn_of_test_rows(plan.stats_from, plan.split)
 
     @property
@@ -127,7 +140,7 @@ class Source:
         SelectionError
             If the store lacks it.
         """
-        numbers = value if isinstance(value, tuple) else (value,)
+        numbers = [number for number in np.ravel(value).tolist() if type(number) is int]
         if name.endswith(("layer", "layers")):
             for number in numbers:
                 sae_positions(self.ds, number)
@@ -141,13 +154,16 @@ class Source:
         check_feature(self.ds, target_feature)
 
     def rank(
-        self, by: str, layers: Sequence[int], top: int, split: SplitOptions | None, min_active: int
+        self, by: str, layers: Sequence[int], top: int, rows: Array, split: SplitOptions | None, min_active: int
     ) -> list[Target]:
-        """Find the features that rank first in the training rows (see `featurestore.targets.rank`); once for all."""
-        key = (by, tuple(layers), top, split, min_active)
+        """Find the features that rank first in the training rows among some (see `featurestore.targets.rank`).
+
+        Once for all that ask for the same.
+        """
+        key = (by, tuple(layers), top, rows.tobytes(), split, min_active)
         if key not in self._rankings:
-            rows = self.training_rows(split)
-            self._rankings[key] = rank(self.ds, by, layers, top, rows, min_active)
+            counted = self.training_rows(split) & np.isin(np.arange(len(self.sentences)), rows)
+            self._rankings[key] = rank(self.ds, by, layers, top, counted, min_active)
         return self._rankings[key]
 
     def split(self, options: SplitOptions | None) -> Split | None:
@@ -183,10 +199,16 @@ class Source:
         grouped = plan.split and plan.split.group_by and self.split(plan.split)
         return grouped.groups_digest if grouped else ""
 
+    def digest_of(self, positions: Array) -> str:
+        """Identify the content of the sentences that stand there in the store, in any order."""
+        if len(positions) == len(self.sentences):
+            return self.digest
+        return sentences_digest(self.sentences[positions], self.digests[positions])
+
     def shape(self, plan: Plan) -> tuple[int, int]:
         """Return the shape of X before any sentence is dropped, without reading it."""
-        width = sum(block.shape[1] for block in self.blocks([plan]).values())
-        return len(self.sentences), self.select(plan).densest or width
+        selected = self.select(plan)
+        return len(selected.positions), selected.width
 
     def _warn_of_test_rows(self, other: Dataset, options: SplitOptions | None) -> None:
         divided = self.split(options)
@@ -198,44 +220,40 @@ class Source:
         found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
         if np.isin(test, theirs).any() and found not in self._warned:
             self._warned.add(found)
-            logger.warning("--stats-from: %s", found)
-
-    def y(self, plan: Plan) -> da.Array:
-        """Return y of a plan, lazy."""
-        y: da.Array = da.asarray(self.select(plan).y.data)
-        return y
+            logger.warning("%s: %s", spelled("stats_from"), found)
 
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
-        """Return the blocks of X by name: dask names equal selections equally."""
-        return {name: block for plan in plans for name, block in self._selected(plan)[1].items()}
-
-    def _selected(self, plan: Plan) -> tuple[Selection, dict[str, da.Array]]:
-        """Return the selection of a plan, and its blocks of X, 2-D and one dask chunk wide."""
-        key = f"{plan.strategy.name} {sorted(plan.arguments.items())}"
-        if key not in self._selections:
-            try:
-                selection = plan.strategy.select(self.ds, **plan.arguments)
-            except SelectionError as error:
-                raise SelectionError(f"{self.path}: {error}") from None
-            blocks = {}
-            for array in [da.asarray(block.data) for block in selection.blocks]:
-                flat = array.rechunk(dict.fromkeys(range(1, array.ndim), -1)).reshape(len(array), -1)
-                blocks[flat.name] = flat
-            self._selections[key] = selection, blocks
-        return self._selections[key]
+        """Return the blocks of X of some plans by name, what they share once."""
+        return {block.name: block for plan in plans for block in self.select(plan).columns}
 
     def inputs(self, plan: Plan) -> dict[str, Any]:
         """Say what X is, as far as it is known without reading it."""
-        blocks = self.select(plan).blocks
-        layers = [block["layer"].values for block in blocks if block.name != EMBEDDINGS and "layer" in block.coords]
+        blocks = self.select(plan).X
+        layers = [_about(block, "layer") for block in blocks if block.name != EMBEDDINGS]
         inputs = {
-            "input_source": blocks[0].name,
-            "input_layers": np.hstack(layers) if layers else np.array([], np.int64),
+            "input_source": "+".join(dict.fromkeys(str(block.name or "unnamed") for block in blocks)),
+            "input_layers": np.hstack([np.array([], np.int64), *(found for found in layers if found is not None)]),
             "input_dims": self.shape(plan)[1],
         }
         if blocks[0].name == ACTIVATIONS:
-            inputs |= {
-                "input_average_l0": blocks[0]["average_l0"].values,
-                "input_features": blocks[0]["feature"].values,
-            }
+            about = {f"input_{name}": _about(blocks[0], coord) for name, coord in _ABOUT_ACTIVATIONS.items()}
+            inputs |= {name: value for name, value in about.items() if value is not None}
         return inputs
+
+    def outputs(self, plan: Plan) -> dict[str, Any]:
+        """Say which features y is, if it is of activations."""
+        y = self.select(plan).y
+        if y.name != ACTIVATIONS:
+            return {}
+        names = {"target_layer": "layer", "target_feature": "feature", "average_l0": "average_l0"}
+        about = {name: _about(y, coord) for name, coord in names.items()}
+        return {name: value for name, value in about.items() if value is not None}
+
+
+_ABOUT_ACTIVATIONS = {"average_l0": "average_l0", "features": "feature"}
+
+
+def _about(array: xr.DataArray, coord: str) -> Array | None:
+    """Return a coordinate of the columns, if there is one."""
+    known = coord in array.coords and "sentence" not in array[coord].dims
+    return array[coord].values if known else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.duplicates import Components, group_near_duplicates
-from featurestore.errors import ParameterError, SelectionError, shown
+from featurestore.errors import ParameterError, SelectionError, brief, shortened, spelled
+from featurestore.paths import as_path
 from featurestore.ranges import integer
+from featurestore.texts import Table, whole_number
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import xarray as xr
     from numpy.typing import NDArray
+
+_KEYS = {"sentence_index": "sentence", "sentence": "text"}
+"""How a file of groups may name the sentences, and the coordinates that hold the same."""
+
+_FLOAT = re.compile(r"[+-]?[0-9]{1,15}\.0*|nan", re.IGNORECASE)
+"""What pandas makes of integers, and of what is missing."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,8 @@ class SplitOptions:
     seed : int
         Of the shuffling, at least 0.
     group_by : str or None
-        What else belongs together: a coordinate of the sentences, such as ``n_tokens``, or ``FILE.csv:COLUMN``.
+        What else belongs together: a coordinate of the sentences, such as ``n_tokens``, or ``FILE.csv:COLUMN``. An
+        empty cell and NaN are no group, and 3 and 3.0 are the same.
 
     Raises
     ------
@@ -48,17 +59,21 @@ class SplitOptions:
     def __post_init__(self) -> None:
         size: object = self.test_size
         if size is None and self.folds is None:
-            raise ParameterError("--seed and --group-by need --test-size or --folds")
+            raise ParameterError(
+                "{} and {} need {} or {}".format(*map(spelled, ("seed", "group_by", "test_size", "folds")))
+            )
         number = isinstance(size, int | float | np.floating) and not isinstance(size, bool)
         if size is not None and not (number and 0 < size < 1):  # type: ignore[operator]
-            raise ParameterError(f"--test-size: expected a fraction between 0 and 1, such as 0.2, found {size!r}")
-        folds = None if self.folds is None else integer("--folds", self.folds)
+            expected = "expected a fraction between 0 and 1, such as 0.2"
+            raise ParameterError(f"{spelled('test_size')}: {expected}, found {brief(size)}")
+        folds = None if self.folds is None else integer(spelled("folds"), self.folds)
         if folds is not None and folds < 2:
-            raise ParameterError(f"--folds: expected at least 2, found {folds}")
-        if (seed := integer("--seed", self.seed)) < 0:
-            raise ParameterError(f"--seed: expected 0 or more, found {seed}")
+            raise ParameterError(f"{spelled('folds')}: expected at least 2, found {brief(folds)}")
+        if (seed := integer(spelled("seed"), self.seed)) < 0:
+            raise ParameterError(f"{spelled('seed')}: expected 0 or more, found {brief(seed)}")
         if self.group_by is not None and not (isinstance(self.group_by, str) and self.group_by):
-            raise ParameterError(f"--group-by: expected a coordinate or FILE.csv:COLUMN, found {self.group_by!r}")
+            expected = "expected a coordinate or FILE.csv:COLUMN"
+            raise ParameterError(f"{spelled('group_by')}: {expected}, found {brief(self.group_by)}")
         # Plain numbers in place of numpy's, which JSON does not know.
         plain = {"test_size": None if size is None else float(size), "folds": folds, "seed": seed}  # type: ignore[arg-type]
         for name, value in plain.items():
@@ -276,8 +291,8 @@ def _met(sides: NDArray[np.int64], options: SplitOptions) -> bool:
 
 def _impossible(units: NDArray[np.int64], options: SplitOptions) -> SelectionError:
     n, largest = len(units), int(_sizes(units).max(initial=0))
-    flags = {"--test-size": options.test_size, "--folds": options.folds}
-    asked = " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+    sizes = {"test_size": options.test_size, "folds": options.folds}
+    asked = ", ".join(spelled(name, value) for name, value in sizes.items() if value is not None)
     if largest < 2:
         return SelectionError(f"{asked}: {n} sentences are too few; ask for fewer or larger parts, or ingest more")
     kin = "near-duplicates" if options.group_by is None else "near-duplicates or members of one group"
@@ -291,47 +306,40 @@ def _group_names(ds: xr.Dataset, group_by: str) -> list[str]:
     """Return the name of each sentence's group; an empty one belongs to none."""
     coordinates = [str(name) for name, values in ds.coords.items() if values.dims == ("sentence",)]
     if group_by in coordinates:
-        return [str(value) for value in ds[group_by].values.tolist()]
+        return [_group_name(value) for value in ds[group_by].values.tolist()]
     path, _, column = group_by.rpartition(":")
-    if not path or not column:
+    if not path or not column.strip():
         expected = f"expected FILE.csv:COLUMN or one of {', '.join(sorted(coordinates))}"
-        raise ParameterError(f"--group-by: {expected}, found {group_by!r}")
-    where = f"--group-by {shown(path)}"
-    key, named = _read_groups(path, column, where)
-    coordinate = {"sentence_index": "sentence", "sentence": "text"}[key]
-    sentences = [str(value).strip() for value in ds[coordinate].values.tolist()]
-    if unnamed := [name for name in sentences if name not in named]:
-        some = "; ".join(shown(name) for name in unnamed[:3]) + "; ..." * (len(unnamed) > 3)
-        found = f"{len(unnamed)} of {len(sentences)} sentences are not in it ({key} {some})"
-        raise ParameterError(f"{where}: {found}; add them, with an empty {column} where there is no group")
-    return [named[name] for name in sentences]
-
-
-def _read_groups(path: str, column: str, where: str) -> tuple[str, dict[str, str]]:
-    """Read the groups of sentences, by sentence_index or else by text; return by which, and the groups."""
+        raise ParameterError(f"{spelled('group_by')}: {expected}, found {brief(group_by)}")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            header, rows = list(reader.fieldnames or []), list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ParameterError(f"{where}: cannot be read ({reason}); expected a CSV file in UTF-8") from error
-    key = "sentence_index" if "sentence_index" in header else "sentence"
-    for name, expected in ((key, "sentence_index or sentence"), (column, column)):
-        if name not in header:
-            raise ParameterError(f"{where}: has no column {shown(expected)}; it has {shown(', '.join(header))}")
+        key, named = _read_groups(as_path(path), column.strip())
+    except ParameterError as error:
+        raise ParameterError(f"{spelled('group_by')}: {error}") from error
+    sentences = [str(value).strip() for value in ds[_KEYS[key]].values.tolist()]
+    if unnamed := [name for name in sentences if name and name not in named]:
+        some = "; ".join(map(shortened, unnamed[:3])) + "; ..." * (len(unnamed) > 3)
+        found = f"{len(unnamed)} of {len(sentences)} sentences are not in it ({key} {some})"
+        add = f"add them, with an empty {shortened(column.strip())} where there is no group"
+        raise ParameterError(f"{spelled('group_by', path)}: {found}; {add}")
+    return [named.get(name, "") for name in sentences]
+
+
+def _read_groups(path: Path, column: str) -> tuple[str, dict[str, str]]:
+    """Read the groups of sentences, by sentence_index or else by text; return by which, and the groups."""
+    table = Table(path)
+    key = next((name for name in _KEYS if name in table.header), " or ".join(_KEYS))
     named: dict[str, str] = {}
-    for row in rows:
-        name, group = ((row[title] or "").strip() for title in (key, column))
-        if key == "sentence_index":
-            name = _plain_integer(name, where)
-        if named.setdefault(name, group) != group:
-            raise ParameterError(f"{where}: {key} {shown(name)} is in two groups, {named[name]!r} and {group!r}")
+    for where, (name, cell) in table.rows([key, column]):
+        sentence = str(whole_number(where, key, name)) if key == "sentence_index" else name
+        group = _group_name(float(cell)) if _FLOAT.fullmatch(cell) else cell
+        if named.setdefault(sentence, group) != group:
+            found = f"{key} {shortened(sentence)} is in two groups, {brief(named[sentence])} and {brief(group)}"
+            raise ParameterError(f"{where}: {found}")
     return key, named
 
 
-def _plain_integer(cell: str, where: str) -> str:
-    try:
-        return str(int(cell))
-    except ValueError as error:
-        raise ParameterError(f"{where}: sentence_index: expected integers, found {cell!r}") from error
+def _group_name(value: object) -> str:
+    """Name the group of a value so that 3 and 3.0 are one, and None and NaN are none."""
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)

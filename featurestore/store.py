@@ -9,26 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import warnings
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from featurestore.errors import StoreError, StoreNotFoundError
-from featurestore.schema import (
-    ACTIVATIONS,
-    ARRAY_DIMS,
-    EMBEDDINGS,
-    HIDDEN_STATES,
-    SCHEMA_VERSION,
-    Extraction,
-    __version__,
-)
-
-Root = dict[str, Any]
-"""The parsed root ``zarr.json``."""
+from featurestore.errors import StoreError, StoreNotFoundError, spelled
+from featurestore.layout import Layout, Root, check_root, root_of
+from featurestore.schema import SCHEMA_VERSION, Extraction, __version__
 
 ROOT = "zarr.json"
 _CHECKSUM = "featurestore_checksum"
@@ -37,16 +25,16 @@ SENTENCES_PER_CHUNK = 4096
 _SHARD_BYTES = 128 << 20
 _CHUNK_BYTES = 2 << 20
 
-SENTENCE_COORDS = {
-    "sentence": "int64",
-    "label": "int64",
-    "n_tokens": "int64",
-    "n_nonfinite": "int64",
-    "text": "string",
-    "source": "string",
-    "source_digest": "string",
-}
-"""Coordinates along `sentence`, with their dtypes."""
+
+def real_path(path: Path) -> Path:
+    """Return where a path leads, through symbolic links and ``..``, whether there is something yet or not."""
+    return Path(os.path.realpath(path))
+
+
+def store_name(path: Path) -> str:
+    """Name of a store: that of its folder, without a final ``.zarr``."""
+    name = real_path(path).name
+    return name.removesuffix(".zarr") or name
 
 
 def is_store(path: Path) -> bool:
@@ -73,7 +61,7 @@ def stale_metadata(path: Path, root: Root) -> list[str]:
 
 
 def read_root(path: Path) -> Root:
-    """Read a store's committed metadata.
+    """Read a store's committed metadata, checked completely.
 
     Raises
     ------
@@ -81,20 +69,13 @@ def read_root(path: Path) -> Root:
         As `open_store`.
     """
     try:
-        data = (path / ROOT).read_bytes()
+        data = _root_bytes(path)
         root: Root = json.loads(data)
         version = root["attributes"]["featurestore_schema"]
         root["attributes"].pop(_CHECKSUM, None)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if not path.exists():
-            raise StoreNotFoundError(f"{path}: no such store; make it with: ingest FOLDER --store {path}") from error
-        found = (
-            "a folder of sentence NPZs; ingest it first"
-            if any(path.glob("sentence_*.npz"))
-            else "something else; check the path"
-        )
-        raise StoreError(f"{path}: expected a feature store, found {found}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except StoreError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: its {ROOT} is not that of a feature store, or damaged; check the path") from error
     if version != SCHEMA_VERSION:
         raise StoreError(
@@ -103,7 +84,22 @@ def read_root(path: Path) -> Root:
         )
     if encode_root(root) != data:
         raise StoreError(f"{path}: its {ROOT} is damaged (checksum); restore it, or ingest into a new store")
+    try:
+        check_root(root)
+    except ValueError as error:
+        raise StoreError(f"{path}: its {ROOT} is foreign: {error}; restore it, or ingest into a new store") from error
     return root
+
+
+def _root_bytes(path: Path) -> bytes:
+    if is_store(path):
+        with suppress(FileNotFoundError):  # its writer has just given it up
+            return (path / ROOT).read_bytes()
+    if not path.exists():
+        raise StoreNotFoundError(f"{path}: no such store; make it by an ingest with {spelled('store', str(path))}")
+    ingestible = path.is_dir() and any(path.glob("sentence_*.npz"))
+    found = "a folder of sentence NPZs; ingest it first" if ingestible else "something else; check the path"
+    raise StoreError(f"{path}: expected a feature store, found {found}")
 
 
 def encode_root(root: Root) -> bytes:
@@ -170,59 +166,5 @@ def new_root(extraction: Extraction) -> Root:
     extraction : Extraction
         Layers, sizes, dtypes.
     """
-    import zarr
-    from zarr.codecs import Crc32cCodec, ZstdCodec
-
-    dtypes = dict(zip(ARRAY_DIMS, extraction.dtypes, strict=True))
-    layers, hidden, features = len(extraction.layers), extraction.hidden, extraction.features
-    rows = MAX_ROWS
-    layer_bytes = rows * features * np.dtype(dtypes[ACTIVATIONS]).itemsize
-    shard_layers = max(1, min(layers, _SHARD_BYTES // layer_bytes))
-    slices = math.ceil(layer_bytes / _CHUNK_BYTES)
-    slice_features = math.ceil(features / slices)
-
-    store = zarr.storage.MemoryStore()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)  # consolidated metadata is an extension of Zarr v3
-        group = zarr.create_group(
-            store,
-            attributes={
-                "featurestore_schema": SCHEMA_VERSION,
-                "featurestore_version": __version__,
-                "expected_sentences": None,
-                "skipped": [],
-                "coordinates": " ".join([*SENTENCE_COORDS, "average_l0", "fragment"]).removeprefix("sentence "),
-            },
-        )
-
-        def create(name: str, dims: tuple[str, ...], dtype: str, chunks: tuple[int, ...], **options: Any) -> None:
-            sizes = {"layer": layers, "hidden": hidden, "feature": features}
-            group.create_array(
-                name,
-                shape=tuple(sizes.get(dim, 0) for dim in dims),
-                dimension_names=dims,
-                dtype=dtype,
-                chunks=chunks,
-                compressors=[ZstdCodec(level=1), Crc32cCodec()],
-                **options,
-            )
-
-        for name, dtype in SENTENCE_COORDS.items():
-            create(name, ("sentence",), dtype, (SENTENCES_PER_CHUNK,))
-        create("fragment", ("sentence", "token"), "string", (rows, 64))
-        create("token", ("token",), "int64", (1024,))
-        create("layer", ("layer",), "int64", (layers,))
-        create("average_l0", ("layer",), "int64", (layers,))
-        create("feature", ("feature",), "int64", (features,))
-        nan = {"fill_value": float("nan")}
-        for name, chunks, shards in (
-            (EMBEDDINGS, (rows, 1, hidden), None),
-            (HIDDEN_STATES, (rows, 1, 1, hidden), (rows, 1, layers, hidden)),
-            (ACTIVATIONS, (rows, 1, 1, slice_features), (rows, 1, shard_layers, slices * slice_features)),
-        ):
-            create(name, ARRAY_DIMS[name], dtypes[name], chunks, shards=shards, **nan)
-        zarr.consolidate_metadata(store)
-    buffer = store.get_sync(ROOT)
-    assert buffer is not None  # just written
-    root: Root = json.loads(buffer.to_bytes())
-    return root
+    layout = Layout.fitting(extraction, MAX_ROWS, SENTENCES_PER_CHUNK, _SHARD_BYTES, _CHUNK_BYTES)
+    return root_of(layout.arrays(), {"featurestore_schema": SCHEMA_VERSION, "featurestore_version": __version__})

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from featurestore.errors import SelectionError
+from featurestore.errors import SelectionError, spelled
 from featurestore.plugins import get_strategy, list_strategies, load_plugin
 from featurestore.ranges import Numbers, format_numbers
 from featurestore.registry import Selection, strategy
@@ -100,7 +100,9 @@ def activation_to_concept(
 ) -> Selection:
     """Predict the concept label from the activations of all SAE features of a layer, or of the densest."""
     if densest is not None and not 0 < densest <= ds.sizes["feature"]:
-        raise SelectionError(f"has {ds.sizes['feature']} features, found --densest {densest}: ask for 1 to that many")
+        raise SelectionError(
+            f"has {ds.sizes['feature']} features, found {spelled('densest', densest)}: ask for 1 to that many"
+        )
     return Selection(
         X=final(ds[ACTIVATIONS], layer=sae_position(ds, layer, average_l0)), y=ds["label"], densest=densest
     )
@@ -203,7 +205,7 @@ def sae_position(ds: xr.Dataset, layer: int, average_l0: int | None) -> int:
     if average_l0 is not None and average_l0 not in choices:
         raise SelectionError(f"layer {layer} has no SAE of average L0 {average_l0}: choose from {choices}")
     if average_l0 is None and len(choices) > 1:
-        raise SelectionError(f"layer {layer} has {len(choices)} SAEs: choose one with --average-l0, from {choices}")
+        raise SelectionError(f"layer {layer} has {len(choices)} SAEs: choose {spelled('average_l0')} from {choices}")
     return positions[0] if average_l0 is None else positions[choices.index(average_l0)]
 
 

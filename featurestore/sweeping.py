@@ -15,7 +15,7 @@ from typing import Any
 from featurestore import datasets, preflight
 from featurestore.assembly import Assembly
 from featurestore.building import default_output
-from featurestore.errors import DatasetError, NpzError, RecipeError, shown
+from featurestore.errors import DatasetError, NpzError, RecipeError, shown, speaking, spelled
 from featurestore.ingestion import find_store
 from featurestore.journal import Journal
 from featurestore.plans import Plan
@@ -162,6 +162,7 @@ def sweep(
     return replace(result, datasets=tuple(late.get(item.output, item) for item in result.datasets))
 
 
+@speaking("recipe")
 def _judged(item: Planned, assembly: Assembly, min_active: int) -> Planned:
     """Mark a dataset that is to be built, but is unfit as far as it has been read."""
     fault = "" if item.state == "current" else preflight.problem(assembly, item.plan, min_active)
@@ -194,6 +195,7 @@ def _plan(study: Recipe, source: Source, force: bool, journal: Journal) -> Itera
         yield Planned(source.name, plan, output, source.shape(plan), "stale" if force and state != "new" else state)
 
 
+@speaking("recipe")
 def _state(output: Path, source: Source, plan: Plan, journal: Journal) -> str:
     if not output.exists():
         return "new"
@@ -221,9 +223,8 @@ def _check_outputs(planned: Sequence[Planned]) -> None:
         datasets.check_output(item.output)
     if others := [shown(item.output) for item in planned if item.state == "other"]:
         some = "\n".join([*others[:10], *(["..."] if len(others) > 10 else [])])
-        raise DatasetError(
-            f"{len(others)} outputs exist with other content; move them, or replace them (--force)\n{some}"
-        )
+        found = f"{len(others)} outputs exist with other content"
+        raise DatasetError(f"{found}; move them, or replace them: {spelled('force', True)}\n{some}")
 
 
 def _build(

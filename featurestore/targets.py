@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import ParameterError, SelectionError, shown
-from featurestore.ranges import integer
 from featurestore.schema import ACTIVATIONS
 from featurestore.strategies import final, sae_positions
+from featurestore.texts import Table, whole_number
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,6 +22,8 @@ Target = dict[str, int]
 
 _ROWS = 64
 """Rows of a chunk that are counted at once, so that their copies stay small."""
+
+_N_MOMENTS = 8
 
 _COLUMNS = {"target_layer": "layer", "target_feature": "feature_id", "average_l0": "average_l0"}
 
@@ -41,52 +42,32 @@ def read_ranked(path: Path, top: int | None) -> list[Target]:
     Raises
     ------
     ParameterError
-        If a column is missing, or a row is unreadable, there twice, or missing.
+        If the file cannot be read, a column is missing, a cell is no integer, or there are fewer features.
     """
     targets: dict[tuple[int, ...], Target] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            if missing := [name for name in _COLUMNS.values() if name not in (reader.fieldnames or ())]:
-                found = ", ".join(map(shown, reader.fieldnames or ())) or "none"
-                raise ParameterError(f"{shown(path)}: expected the columns {', '.join(missing)}, found {found}")
-            for row in reader:
-                if len(targets) == top:
-                    break
-                where = f"{shown(path)}:{reader.line_num}"
-                target = {name: _number(where, column, row[column]) for name, column in _COLUMNS.items()}
-                targets.setdefault(tuple(target.values()), target)
-    except OSError as error:
-        raise ParameterError(f"{shown(path)}: cannot be read ({error.strerror})") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ParameterError(f"{shown(path)}: expected a CSV file in UTF-8, found something else ({error})") from error
+    for where, cells in Table(path).rows(list(_COLUMNS.values())):
+        if len(targets) == top:
+            break
+        named = zip(_COLUMNS.items(), cells, strict=True)
+        target = {name: whole_number(where, column, cell) for (name, column), cell in named}
+        targets.setdefault(tuple(target.values()), target)
     if len(targets) < (top or 1):
         raise ParameterError(f"{shown(path)}: expected at least {top or 1} features, found {len(targets)}")
     return list(targets.values())
 
 
-def _number(where: str, column: str, text: str | None) -> int:
-    try:
-        number = float(text or "")
-        return integer(column, int(number) if number.is_integer() else text)
-    except (ValueError, TypeError) as error:
-        raise ParameterError(f"{where}: {column}: expected an integer, found {text!r}") from error
-
-
-def _by_label(n: int, moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, total, squares, products = moments
-    variance = squares - total**2 / n
-    variance[variance <= 1e-9 * squares] = np.nan  # constant, but for rounding
-    scores: NDArray[np.float64] = np.abs(products) / np.sqrt(variance)
+def _by_label(moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, _, low, high, _, _, squares, products = moments
+    scores: NDArray[np.float64] = np.abs(products) / np.sqrt(np.where(low < high, squares, np.nan))
     return scores
 
 
-def _by_density(n: int, moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = moments[0] / n
+def _by_density(moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = moments[1] / moments[0]
     return shares
 
 
-RANKINGS: dict[str, Callable[[int, NDArray[np.float64]], NDArray[np.float64]]] = {
+RANKINGS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "label": _by_label,
     "density": _by_density,
 }
@@ -117,7 +98,7 @@ def rank(
     Raises
     ------
     SelectionError
-        If a layer is not in the store, there are fewer features, or there is but one label to tell apart.
+        If a layer is not in the store, there are fewer features, no sentence counts, or but one label is to tell apart.
     """
     import dask.array as da
     from dask.base import compute
@@ -125,6 +106,8 @@ def rank(
     positions = [position for layer in layers for position in sae_positions(ds, layer)]
     rows = rows & (ds["n_nonfinite"].values == 0)
     labels = ds["label"].values.astype(np.float64)
+    if not rows.any():
+        raise SelectionError("has no training sentence with finite values, so no feature can be ranked")
     if by == "label" and len(np.unique(labels[rows])) < 2:
         raise SelectionError("has but one label in the training sentences, so no feature can be ranked by it")
     labels = np.where(rows, labels - labels[rows].mean(), np.nan)[:, None]
@@ -132,14 +115,15 @@ def rank(
         *(
             da.reduction(
                 final(ds[ACTIVATIONS], layer=position).data,
-                chunk=_moments, combine=_sum, aggregate=_sum, axis=0, keepdims=True, output_size=4,
+                chunk=_moments, combine=_merged, aggregate=_merged, axis=0, keepdims=True, output_size=_N_MOMENTS,
                 dtype=np.float64, weights=labels,
             )
             for position in positions
-        )
+        ),
+        scheduler="threads",
     )  # fmt: skip
-    scores = np.stack([RANKINGS[by](int(rows.sum()), values) for values in moments])
-    scores[np.stack([values[0] for values in moments]) < min_active] = np.nan
+    scores = np.stack([RANKINGS[by](values) for values in moments])
+    scores[np.stack([values[1] for values in moments]) < min_active] = np.nan
     # Rounded, so that equal ones are in the order of layer and feature on every machine.
     order = np.argsort(-scores.round(12), axis=None, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
     if len(order) < top:
@@ -156,15 +140,42 @@ def rank(
 
 
 def _moments(activations: NDArray[Any], labels: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:
-    """Of one chunk, for each feature: active sentences, sum, sum of squares, sum of products with the label."""
-    moments = np.zeros((4, activations.shape[1]))
+    """Describe the sentences of one chunk whose label is no NaN, for each feature.
+
+    Returns
+    -------
+    ndarray, (8, feature) float64
+        How many sentences, how many of them active, the smallest and the largest activation, the mean activation and
+        label, and the sums of squares and of products with the label about these means: so a small spread is not lost
+        beside a large offset.
+    """
+    n_features = activations.shape[1]
+    moments = np.repeat(np.array([0, 0, np.inf, -np.inf, 0, 0, 0, 0])[:, None], n_features, axis=1)
     for start in range(0, len(activations), _ROWS):
         part = slice(start, start + _ROWS)
         counted = ~np.isnan(labels[part, 0])
-        values, centred = activations[part][counted].astype(np.float64), labels[part][counted, :1]
-        moments += [np.count_nonzero(values, axis=0), values.sum(0), (values**2).sum(0), (values * centred).sum(0)]
+        if counted.any():
+            values, label = activations[part][counted].astype(np.float64), labels[part][counted, :1]
+            mean, mean_label = values.mean(axis=0), label.mean()
+            centred, n = values - mean, len(label)
+            rows = [
+                np.full(n_features, n), np.count_nonzero(values, axis=0), values.min(axis=0), values.max(axis=0), mean,
+                np.full(n_features, mean_label), (centred**2).sum(axis=0), (centred * (label - mean_label)).sum(axis=0),
+            ]  # fmt: skip
+            moments = _merged(np.concatenate([moments, rows]))
     return moments
 
 
-def _sum(moments: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:
-    return moments.reshape(-1, 4, moments.shape[-1]).sum(axis=0)
+def _merged(moments: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:
+    """Describe all sentences by what describes parts of them [1]_.
+
+    .. [1] Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances. 1979.
+    """
+    n, active, low, high, means, labels, squares, products = moments.reshape(
+        -1, _N_MOMENTS, moments.shape[-1]
+    ).swapaxes(0, 1)
+    total = n.sum(axis=0)
+    mean, label = ((n * part).sum(axis=0) / np.maximum(total, 1) for part in (means, labels))
+    squares = (squares + n * (means - mean) ** 2).sum(axis=0)
+    products = (products + n * (means - mean) * (labels - label)).sum(axis=0)
+    return np.stack([total, active.sum(axis=0), low.min(axis=0), high.max(axis=0), mean, label, squares, products])

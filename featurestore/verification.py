@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -14,12 +13,13 @@ import numpy as np
 from featurestore import sentences
 from featurestore.batch import Staged, stage
 from featurestore.errors import NpzError, StoreError, StoreNotFoundError
+from featurestore.layout import Root
 from featurestore.npz import Archive
+from featurestore.paths import PathLike, as_path
 from featurestore.reading import open_array
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS
 from featurestore.store import (
     ROOT,
-    Root,
     array_metadata,
     chunk_shape,
     dim_sizes,
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
+_NAMED = 100
+"""Sentences of a wrong length that are named one by one."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -42,8 +45,8 @@ class Problem:
 
 
 def verify(
-    store: str | os.PathLike[str],
-    source: str | os.PathLike[str] | None = None,
+    store: PathLike,
+    source: PathLike | None = None,
     *,
     progress: Progress = lambda *_: None,
 ) -> list[Problem]:
@@ -74,7 +77,7 @@ def verify(
     SourceError
         If `source` has no sentence NPZs.
     """
-    path = Path(store)
+    path, source = as_path(store), source if source is None else as_path(source)
     try:
         root = read_root(path)
     except StoreNotFoundError:
@@ -86,29 +89,33 @@ def verify(
         Problem(f"{name}/{ROOT}", "is missing, or differs from the root metadata; the next ingest restores it")
         for name in stale_metadata(path, root)
     ]
-    if damaged := [*_coords(path, root, coords)]:
-        return [*stale, *damaged, *_files(path, root, None)]
-    problems = [*stale, *_labels(root, coords), *_files(path, root, coords["n_tokens"])]
+    damaged = [*_coords(path, root, coords)]
+    problems = [*stale, *damaged, *([] if damaged else _labels(root, coords))]
+    counted = [path / file for name in ("n_tokens", "token") for file, _ in _chunks(root, name)]
+    if damaged or not all(file.is_file() for file in counted):  # then nothing says what else there has to be
+        return [*problems, *_files(path, root, None)]
+    problems += _files(path, root, coords["n_tokens"])
     sources: dict[int, Path] = {}
     if source is not None:
-        problems += _match(coords, Path(source), sources)
+        problems += _match(coords, source, sources)
     return [*problems, *_data(path, root, coords, sources, progress)]
 
 
 def _coords(path: Path, root: Root, coords: dict[str, NDArray[Any]]) -> Iterator[Problem]:
-    """Read every coordinate, file by file, into `coords`."""
-    for name in array_metadata(root):
-        if name in ARRAY_DIMS:
-            continue
+    """Read every coordinate of one dim, file by file, into `coords`."""
+    for name in _one_dim(root):
         array = open_array(path, root, name)
-        values = np.zeros(array.shape, array.dtype)
+        coords[name] = np.zeros(array.shape, array.dtype)
         for file, region in _chunks(root, name):
             try:
                 if (path / file).is_file():  # a missing one is reported with the files
-                    values[region] = array[region]
+                    coords[name][region] = array[region]
             except (ValueError, RuntimeError, OSError) as error:
                 yield Problem(file, f"is damaged ({error})")
-        coords[name] = values
+
+
+def _one_dim(root: Root) -> list[str]:
+    return [name for name, metadata in array_metadata(root).items() if len(metadata["shape"]) == 1]
 
 
 def _labels(root: Root, coords: dict[str, NDArray[Any]]) -> Iterator[Problem]:
@@ -120,29 +127,31 @@ def _labels(root: Root, coords: dict[str, NDArray[Any]]) -> Iterator[Problem]:
         yield Problem("token", "does not count back from -1")
     if len(set(coords["sentence"].tolist())) < len(coords["sentence"]):
         yield Problem("sentence", "names a sentence twice")
-    for row, (n_tokens, fragments) in enumerate(zip(coords["n_tokens"], coords["fragment"], strict=True)):
-        if not 1 <= n_tokens <= tokens:
-            yield Problem(_sentence(coords, row), f"has {n_tokens} tokens; expected 1 to {tokens}")
-        elif any(fragments[n_tokens:] != ""):
-            yield Problem(_sentence(coords, row), "has fragments beyond its tokens")
+    if (longest := coords["n_tokens"].max(initial=0)) < tokens:
+        yield Problem("n_tokens", f"has no sentence of more than {longest} tokens; expected one of {tokens}")
+    misfits = np.flatnonzero((coords["n_tokens"] < 1) | (coords["n_tokens"] > tokens))
+    for row in misfits[:_NAMED]:
+        yield Problem(_sentence(coords, row), f"has {coords['n_tokens'][row]} tokens; expected 1 to {tokens}")
+    if len(misfits) > _NAMED:
+        yield Problem("n_tokens", f"has {len(misfits) - _NAMED} more that are not 1 to {tokens}")
 
 
 def _files(path: Path, root: Root, n_tokens: NDArray[np.int64] | None) -> Iterator[Problem]:
-    """Compare the files that are there with those that have to be."""
-    expected = {ROOT}
-    for name in array_metadata(root):
-        expected.add(f"{name}/{ROOT}")
+    """Compare the files that are there with those that have to be; without `n_tokens` only of arrays of one dim."""
+    judged = [*array_metadata(root)] if n_tokens is not None else _one_dim(root)
+    expected = {f"{name}/{ROOT}" for name in array_metadata(root)} | {ROOT}
+    for name in judged:
         for file, region in _chunks(root, name):
             if n_tokens is None or name not in ARRAY_DIMS or n_tokens[region[0]].max() > region[1].start:
                 expected.add(file)
     found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    unjudged = array_metadata(root).keys() - judged
     for file in sorted(expected - found):
-        if file.endswith(ROOT):
-            continue  # reported with the metadata
-        if n_tokens is not None or file.split("/")[0] not in ARRAY_DIMS:
+        if not file.endswith(ROOT):  # those are reported with the metadata
             yield Problem(file, "is missing")
     for file in sorted(found - expected):
-        yield Problem(file, "does not belong to the store; the next ingest removes what an interrupted one left")
+        if file.split("/")[0] not in unjudged:
+            yield Problem(file, "does not belong to the store; the next ingest removes what an interrupted one left")
 
 
 def _match(coords: dict[str, NDArray[Any]], source: Path, sources: dict[int, Path]) -> Iterator[Problem]:
@@ -197,10 +206,32 @@ def _data(
                         source = expected[row].token(name, token, array.shape[2:])[region[2]]
                         if stored.tobytes() != source.tobytes():
                             yield Problem(_sentence(coords, row), f"differs in {file} from {sources[row].name}")
+        yield from _fragments(path, root, coords, batch, expected)
         for row, count in nonfinite.items():
             if count != coords["n_nonfinite"][row]:
                 recorded = coords["n_nonfinite"][row]
                 yield Problem(_sentence(coords, row), f"has {count} non-finite values; {recorded} were ingested")
+
+
+def _fragments(
+    path: Path, root: Root, coords: dict[str, NDArray[Any]], batch: range, expected: dict[int, Staged]
+) -> Iterator[Problem]:
+    """Read the fragments of a batch, file by file, and compare them."""
+    array = open_array(path, root, "fragment")
+    for file, region in _chunks(root, "fragment", batch.start // chunk_shape(root, "fragment")[0]):
+        if not (path / file).is_file():
+            continue
+        try:
+            values = np.asarray(array[region])
+        except (ValueError, RuntimeError, OSError) as error:
+            yield Problem(file, f"is damaged ({error})")
+            continue
+        for row, stored in zip(batch, values, strict=True):
+            if any(stored[max(0, coords["n_tokens"][row] - region[1].start) :] != ""):
+                yield Problem(_sentence(coords, row), f"has fragments in {file} beyond its tokens")
+            source = expected[row].fragments[::-1][region[1]] if row in expected else ()
+            if stored[: len(source)].tolist() != [*source]:
+                yield Problem(_sentence(coords, row), f"differs in {file} from {expected[row].coords['source']}")
 
 
 def _read_sources(
@@ -217,8 +248,6 @@ def _read_sources(
             continue
         staged[row] = sentence
         differing = [name for name, value in sentence.coords.items() if name != "source" and coords[name][row] != value]
-        if coords["fragment"][row, : len(sentence.fragments)].tolist() != [*sentence.fragments[::-1]]:
-            differing.append("fragment")
         extraction = sentence_file.extraction
         for name, values in {"layer": extraction.layers, "average_l0": extraction.average_l0s}.items():
             if coords[name].tolist() != [*values]:

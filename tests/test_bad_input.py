@@ -66,7 +66,7 @@ def accepted(result: Result) -> str:
 
 
 def skipped(store: Path = STORE) -> dict[str, str]:
-    return {entry["file"]: entry["reason"] for entry in featurestore.open_store(store).attrs["skipped"]}
+    return dict(featurestore.info(store).skipped)
 
 
 def loaded(store: Path = STORE) -> xr.Dataset:

@@ -218,15 +218,19 @@ def test_the_first_features_of_a_ranking(folder: Path) -> None:
     expected = [(5, 7, 9), (0, 2), (5, 1, 2)]
     assert features({"stores": "care"}, {"ranked": path, "top": 2}) == expected[:2]
     assert features({"stores": "care"}, {"ranked": path}) == expected
-    for changes, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"feature_id": "x"}, r"ranked.csv:2: feature_id: expected an integer, found 'x'"),
         ({"layer": ""}, r"ranked.csv:2: layer: expected an integer, found ''"),
         ({"layer": "1.5"}, r"ranked.csv:2: layer: expected an integer, found '1.5'"),
-        ({"layer": "nan"}, r"ranked.csv:2: layer: expected an integer"),
+        *(
+            ({"layer": text}, r"ranked.csv:2: layer: expected an integer, found")
+            for text in ("nan", "inf", "0x5", "1_0")
+        ),
         ({"layer": 4}, "has no layer 4"),
         ({"average_l0": 4}, r"no SAE of average L0 4: choose from \[2, 9\]"),
         ({"feature_id": 10}, "has no feature 10"),
-    ):
+    ]
+    for changes, message in wrong:
         write_ranking(folder / "ranked.csv", [rows[0] | changes, *rows[1:]])
         with pytest.raises(featurestore.RecipeError, match=message):
             features({"stores": "care"}, {"ranked": path, "top": 2})
@@ -235,6 +239,18 @@ def test_the_first_features_of_a_ranking(folder: Path) -> None:
         featurestore.RecipeError, match="expected the columns feature_id, average_l0, found layer, feature"
     ):
         features({"stores": "care"}, {"ranked": path})
+    Path(path).write_text("\ufeff layer , feature_id, average_l0\r\n5.0, 7.0, 9.0\r\n,,\r\n\r\n0,2e0,3.\r\n", "utf-8")
+    assert features({"stores": "care"}, {"ranked": path}) == [(5, 7, 9), (0, 2)]
+    for content, message in (
+        ("layer;feature_id;average_l0\n5;7;9\n", "found one column 'layer;feature_id;average_l0'; separate the cells"),
+        ("layer,layer,feature_id,average_l0\n5,5,7,9\n", "the column layer is there twice"),
+        ("layer,feature_id,average_l0\n5,7,9,x\n", "ranked.csv:2: found 4 cells, expected 3"),
+        ("layer,feature_id,average_l0\n", "expected at least 1 features, found 0"),
+        ("", "expected the columns layer, feature_id, average_l0, found none"),
+    ):
+        Path(path).write_text(content)
+        with pytest.raises(featurestore.RecipeError, match=message):
+            features({"stores": "care"}, {"ranked": path})
     write_ranking(folder / "ranked.csv", rows)
     with pytest.raises(featurestore.RecipeError, match="expected at least 4 features, found 3"):
         features({"stores": "care"}, {"ranked": path, "top": 4})

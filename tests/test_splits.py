@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ from featurestore.splits import Split, SplitOptions, split
 SENTENCE = "I told the panel I had finished my degree even though I dropped out."
 
 WORDS = [*"I told my manager that the receipts were lost although everybody had seen them".split(), "謊言", "👍"]  # noqa: SIM905
+
+
+INVISIBLE = "\N{SOFT HYPHEN}\u200b\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}\N{WORD JOINER}\ufeff\u202a"
 
 
 def brute_force(texts: Sequence[str], similarity: float) -> list[int]:
@@ -112,6 +117,7 @@ def test_groups_of_templates_are_those_of_comparing_all_pairs(slots: int, words:
         SENTENCE[:-1] + " again.",
         SENTENCE.replace("I had", "had"),
         SENTENCE.replace("fi", "\N{LATIN SMALL LIGATURE FI}"),
+        *("".join(f"{char}{invisible}" for char in SENTENCE) for invisible in INVISIBLE),
     ],
 )
 def test_what_is_a_near_duplicate(other: str) -> None:
@@ -129,6 +135,20 @@ def test_what_is_no_near_duplicate() -> None:
 def test_texts_of_almost_nothing() -> None:
     texts = ["", " ", "?!", "?!", "...", "a", "A!", "b", "ab", "👍", "👍 ", "👎", "❤️", "☀️", "謊言", "謊言。", "真話"]
     assert group_near_duplicates(texts).tolist() == [0, 0, 2, 2, 4, 5, 5, 7, 8, 9, 9, 11, 12, 13, 14, 14, 16]
+
+
+def test_what_is_invisible_parts_no_words() -> None:
+    texts = ["co\u00adop", "coop", "co op", "\u200bco\ufeffo\u200dp", "cafe\u200c\u0301", "caf\u00e9", "\u00ad", ""]
+    assert group_near_duplicates(texts, 1.0).tolist() == [0, 0, 2, 0, 4, 4, 6, 7]
+    family = "\N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}"
+    assert group_near_duplicates([family, "\N{MAN}\N{WOMAN}", family + " "], 1.0).tolist() == [0, 1, 0]
+
+
+@given(st.text(st.characters(exclude_categories=["Cf", "Cs"])))
+def test_texts_without_anything_invisible_are_compared_as_ever(text: str) -> None:
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = "".join(char if char.isalnum() or unicodedata.category(char)[0] == "M" else " " for char in folded)
+    assert _normalized(text) == (" ".join(words.split()) if any(map(str.isalnum, folded)) else folded.strip())
 
 
 def test_scripts_without_spaces_and_with_marks() -> None:
@@ -317,6 +337,54 @@ def test_groups_from_a_file(
     assert "member of their group" in result.report
 
 
+AS_WRITTEN = {
+    "by pandas, after a gap": "sentence_index,family\n0.0,1.0\n1.0,1.0\n2.0,\n",
+    "by pandas, as NaN": "sentence_index,family\n0,1.0\n1,1.0\n2,NaN\n",
+    "by Excel": "\ufeffsentence_index,family\r\n0,1\r\n1,1.0\r\n2,\r\n,\r\n,\r\n",
+    "by hand": "\n sentence_index , family\n\n 0 , 1\n1.,1.00 \n+2\n , ,\n",
+    "in old Excel": "sentence_index,family\r0,1\r1,1\r2,\r",
+    "in scientific notation": 'family,"sentence_index"\n1,0e0\n1,1E+00\n,2.0e0\n',
+}
+
+
+@pytest.mark.parametrize("how", AS_WRITTEN)
+def test_group_files_as_they_are_written(three: xr.Dataset, how: str, tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_bytes(AS_WRITTEN[how].encode())
+    result = split(three, SplitOptions(folds=2, group_by=f"{tmp_path / 'groups.csv'}:family"))
+    assert result.train[0] == result.train[1] != result.train[2]
+    pairs = repr([(0, "1"), (1, "1"), (2, "")])
+    assert result.groups_digest == hashlib.sha256(pairs.encode()).hexdigest()
+
+
+def test_a_group_file_in_the_home_folder(three: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "groups.csv").write_text("sentence_index,family\n0,a\n1,a\n2,b\n")
+    result = split(three, SplitOptions(folds=2, group_by="~/groups.csv:family"))
+    assert result.train[0] == result.train[1] != result.train[2]
+
+
+def test_a_pipe_is_no_group_file(three: xr.Dataset, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "groups.csv")
+    with pytest.raises(ParameterError, match="cannot be read; expected a CSV file, found no regular file"):
+        split(three, SplitOptions(folds=2, group_by=f"{tmp_path / 'groups.csv'}:family"))
+
+
+def test_whole_floats_are_the_same_groups_as_integers() -> None:
+    floats = [2.0, 2.0, 0.5, 0.5, np.nan, np.nan, -3.0]
+    result = split(distinct([0] * 7, kind=floats), SplitOptions(folds=2, group_by="kind"))
+    pairs = list(enumerate(["2", "2", "0.5", "0.5", "", "", "-3"]))
+    assert result.groups_digest == hashlib.sha256(repr(pairs).encode()).hexdigest()
+    integers = split(distinct([0] * 3, kind=[3, 3, 4]), SplitOptions(folds=2, group_by="kind"))
+    wholes = split(distinct([0] * 3, kind=[3.0, 3.0, 4.0]), SplitOptions(folds=2, group_by="kind"))
+    assert integers.groups_digest == wholes.groups_digest
+    assert integers.groups_digest == hashlib.sha256(repr([(0, "3"), (1, "3"), (2, "4")]).encode()).hexdigest()
+
+
+def test_missing_values_are_no_group() -> None:
+    ds = distinct([0] * 4, kind=[np.nan] * 4)
+    assert split(ds, SplitOptions(0.5, 2, group_by="kind")).train.sum() == 2
+
+
 def test_an_empty_group_is_no_group() -> None:
     ds = distinct([0] * 4, kind=["", "", "", ""])
     assert split(ds, SplitOptions(0.5, 2, group_by="kind")).train.sum() == 2
@@ -333,28 +401,41 @@ def test_the_digest_knows_the_groups(three: xr.Dataset) -> None:
 @pytest.mark.parametrize(
     ("content", "column", "message"),
     [
-        (b"", "family", "has no column sentence_index or sentence; it has "),
-        (b"index,family\n0,a\n", "family", "has no column sentence_index or sentence; it has index, family"),
-        (b"sentence_index,family\n0,a\n", "kin", "has no column kin; it has sentence_index, family"),
+        (b"", "family", "expected the columns sentence_index or sentence, family, found none"),
+        (b"index,family\n0,a\n", "family", "expected the column sentence_index or sentence, found index, family"),
+        (b"sentence_index,family\n0,a\n", "kin", "expected the column kin, found sentence_index, family"),
         (b"sentence_index,family\n0,a\n", "family", r"2 of 3 sentences are not in it \(sentence_index 1; 2\)"),
         (
             b"sentence,family\nThe first one.,a\n",
             "family",
             r"2 of 3 sentences are not in it \(sentence A second sentence; Some third, too",
         ),
-        (b"sentence_index,family\n0,a\n1,b\n0,b\n2,a\n", "family", "sentence_index 0 is in two groups, 'a' and 'b'"),
-        (b"sentence_index,family\n0,a\n1,b\n0,\n2,a\n", "family", "sentence_index 0 is in two groups, 'a' and ''"),
-        (b"sentence_index,family\nzero,a\n", "family", "sentence_index: expected integers, found 'zero'"),
-        (b"sentence_index,family\n0\n1.5,a\n", "family", "sentence_index: expected integers, found '1.5'"),
-        (b"sentence_index,family\n0,\xff\n", "family", "cannot be read .*expected a CSV file in UTF-8"),
-        (b"sentence_index,family\n0," + b"a" * 200_000, "family", "cannot be read .*field limit"),
+        (
+            b"sentence_index,family\n0,a\n1,b\n0,b\n2,a\n",
+            "family",
+            ":4: sentence_index 0 is in two groups, 'a' and 'b'",
+        ),
+        (b"sentence_index,family\n0,a\n1,b\n0,\n2,a\n", "family", ":4: sentence_index 0 is in two groups, 'a' and ''"),
+        (b"sentence_index,family\nzero,a\n", "family", ":2: sentence_index: expected an integer, found 'zero'"),
+        (b"sentence_index,family\n0\n1.5,a\n", "family", ":3: sentence_index: expected an integer, found '1.5'"),
+        (b"sentence_index,family\n0,\xff\n", "family", "expected a CSV file in UTF-8, found something else"),
+        (b"sentence_index,family\n\n0,a\n1_0,a\n", "family", ":4: sentence_index: expected an integer, found '1_0'"),
+        (b"sentence_index,family\n0,a\n0x1,a\n", "family", ":3: sentence_index: expected an integer, found '0x1'"),
+        (b"sentence_index,family\nnan,a\n", "family", ":2: sentence_index: expected an integer, found 'nan'"),
+        (b"sentence_index,family\n1e30,a\n", "family", ":2: sentence_index: expected an integer, found '1e30'"),
+        (b"sentence_index;family\n0;a\n", "family", ".*found one column 'sentence_index;family'; separate .* commas"),
+        (b"sentence_index,family,family\n0,a,b\n", "family", "the column family is there twice; name each once"),
+        (b"sentence,family\nFirst, then,a\n", "family", ":2: found 3 cells, expected 2 as in the header; put texts"),
+        (b"sentence_index,family\n0,a\0\n", "family", "expected a CSV file in UTF-8, found a NUL character"),
+        (b"PK\3\4\xd0" * 99, "family", "expected a CSV file in UTF-8, found something else"),
+        (b"sentence_index,family\n0," + b"a" * 200_000, "family", ":2: expected a CSV file .*field limit"),
     ],
 )
 def test_files_that_do_not_say_the_groups(
     three: xr.Dataset, content: bytes, column: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "groups.csv").write_bytes(content)
-    with pytest.raises(ParameterError, match=f"^--group-by .*groups.csv: {message}"):
+    with pytest.raises(ParameterError, match=f"^--group-by .*groups.csv:? ?{message}"):
         split(three, SplitOptions(folds=2, group_by=f"{tmp_path / 'groups.csv'}:{column}"))
 
 
@@ -365,8 +446,11 @@ def test_files_that_do_not_say_the_groups(
         (":kin", "^--group-by: expected FILE.csv:COLUMN"),
         ("groups.csv:", "^--group-by: expected FILE.csv:COLUMN"),
         ("nowhere.csv:kin", "^--group-by nowhere.csv: cannot be read .No such file"),
-        (".:kin", "^--group-by .: cannot be read"),
-        ("\0:kin", r"^--group-by \\x00: cannot be read"),
+        (".:kin", "^--group-by .: cannot be read; expected a CSV file, found no regular file"),
+        ("/dev/zero:kin", "^--group-by /dev/zero: cannot be read; expected a CSV file, found no regular file"),
+        ("a" * 5000 + ":kin", "^--group-by a*...: is too long for a path"),
+        ("a" * 5000, "^--group-by: expected FILE.csv:COLUMN .*, found 'a*...a*'$"),
+        ("\0:kin", r"^--group-by \\x00: holds a NUL character"),
     ],
 )
 def test_groups_that_are_nowhere(three: xr.Dataset, group_by: str, message: str) -> None:

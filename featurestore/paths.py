@@ -1,0 +1,44 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from featurestore.errors import ParameterError, shown
+
+PathLike = str | os.PathLike[str]
+
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095
+
+
+def as_path(path: PathLike) -> Path:
+    """Read a path; one that starts with ``~`` is below a home folder.
+
+    Raises
+    ------
+    ParameterError
+        If `path` is something else, no path that a file can have, or names an unknown user.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ParameterError(
+            f"{_brief(repr(path))}: expected a path, as text or pathlib.Path, found {type(path).__name__}"
+        )
+    try:
+        found = Path(text).expanduser()
+        encoded = os.fsencode(found)
+    except RuntimeError as error:
+        raise ParameterError(f"{_brief(text)}: names no user with a home folder; write the whole path") from error
+    except UnicodeEncodeError as error:
+        raise ParameterError(f"{_brief(text)}: holds characters that no file name can have; rename it") from error
+    if b"\0" in encoded:
+        raise ParameterError(f"{_brief(text)}: holds a NUL character, which no file name can have; rename it")
+    if len(encoded) > _MAX_PATH_BYTES or max(map(len, encoded.split(b"/"))) > _MAX_NAME_BYTES:
+        limits = f"at most {_MAX_NAME_BYTES} bytes a name, {_MAX_PATH_BYTES} in all"
+        raise ParameterError(f"{_brief(text)}: is too long for a path; expected {limits}")
+    return found
+
+
+def _brief(text: str) -> str:
+    return shown(text if len(text) <= 100 else f"{text[:100]}...")
