@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from featurestore.library import DatasetEntry, list_datasets
     from featurestore.normalize import Normalization
     from featurestore.reading import open_store
-    from featurestore.strategies import Selection, list_strategies, strategy
+    from featurestore.strategies import Selection, list_strategies, load_plugin, strategy
     from featurestore.sweeping import Sweep, sweep
     from featurestore.verification import Problem, verify
 
@@ -53,7 +53,7 @@ _HOMES = {
     "library": ["DatasetEntry", "list_datasets"],
     "normalize": ["Normalization"],
     "reading": ["open_store"],
-    "strategies": ["Selection", "list_strategies", "strategy"],
+    "strategies": ["Selection", "list_strategies", "load_plugin", "strategy"],
     "sweeping": ["Sweep", "sweep"],
     "verification": ["Problem", "verify"],
 }
@@ -85,6 +85,7 @@ __all__ = [
     "list_datasets",
     "list_strategies",
     "load_dataset",
+    "load_plugin",
     "open_store",
     "strategy",
     "sweep",

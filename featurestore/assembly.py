@@ -239,6 +239,8 @@ class Assembly:
         }
         if "input_features" in metadata:
             metadata["input_features"] = metadata["input_features"][columns]
+        if plan.strategy.code:
+            metadata["strategy_code"] = plan.strategy.code
         metadata |= source.outputs(plan) | {
             "store": source.name,
             "schema_version": SCHEMA_VERSION,

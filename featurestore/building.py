@@ -11,6 +11,7 @@ from typing import Any
 from featurestore import datasets, preflight
 from featurestore.assembly import Assembly
 from featurestore.ingestion import find_store
+from featurestore.journal import Journal, statistics_file, tables
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
 from featurestore.sources import Source
@@ -102,8 +103,11 @@ def plan_of(
     **split: Any,
 ) -> Plan:
     """Validate the options of `build`, and load the dataset whose statistics are used."""
-    statistics = None if stats_from is None else datasets.load_dataset(stats_from)
-    return Plan.of(strategy, parameters, normalize, drop_nonfinite, split_options(**split), statistics)
+    options, statistics, files = split_options(**split), None, tables(split.get("group_by"))
+    if stats_from is not None:
+        statistics = datasets.load_dataset(stats_from)
+        files.append(statistics_file(stats_from, statistics.metadata))
+    return Plan.of(strategy, parameters, normalize, drop_nonfinite, options, statistics, files)
 
 
 def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite: bool = False) -> datasets.Dataset:
@@ -121,6 +125,7 @@ def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite
         logger.warning("%s", fault)
     if output is not None:
         dataset.save(output, overwrite=overwrite)
+        Journal().add(output, source.fingerprint(plan), plan.files)
     return dataset
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from featurestore import options, registry
 from featurestore.errors import ParameterError
-from featurestore.ranges import Numbers
 from featurestore.schema import NORMALIZATIONS, __version__
-from featurestore.strategies import list_strategies
 from featurestore.terminal import Boundary, Echo, Progress, UserPath, logger, say, verbosity
 
 SPLIT_FLAGS = (
@@ -22,23 +22,6 @@ SPLIT_FLAGS = (
     ("--seed", int, "Of the split.  [default: 0]"),
     ("--group-by", str, "Never divide sentences of one group: a coordinate of the store, or FILE.csv:COLUMN."),
 )
-
-
-def strategy_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add every option that some strategy takes."""
-    takers: dict[str, dict[str, list[str]]] = {}
-    options = {}
-    for strategy in list_strategies().values():
-        for option in strategy.options:
-            takers.setdefault(option.name, {}).setdefault(option.help, []).append(strategy.name)
-            options[option.name] = option
-    for name, option in reversed(options.items()):
-        kind = str if option.type == Numbers else option.type
-        text = " ".join(f"{text} [{', '.join(strategies)}]" for text, strategies in takers[name].items())
-        command = click.option(option.flag, name, type=kind, help=text, metavar="SPEC" if kind is str else None)(
-            command
-        )
-    return command
 
 
 def split_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +37,8 @@ def main() -> None:
     """Store language-model activations, and build training datasets from them."""
     logger.handlers = [Echo()]
     logger.setLevel(logging.INFO)
+    # Plugins are those of this command alone, also where another follows in the same process.
+    click.get_current_context().call_on_close(partial(registry.replace_all, registry.registered()))
 
 
 @main.command()
@@ -78,18 +63,10 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
     )
 
 
-@main.command(
-    epilog="Strategies: " + " ".join(f"{s.name}: {s.summary}" for s in list_strategies().values()),
-)
-@click.option("--strategy", required=True, type=click.Choice(list(list_strategies())), help="What X and y are.")
-@click.option(
-    "--input",
-    "source",
-    required=True,
-    type=UserPath(),
-    help="A store, or a folder of sentence NPZs: its store is stores/<folder name>.zarr, brought up to date first.",
-)
-@strategy_options
+@main.command(cls=options.StrategyCommand)
+@options.strategy
+@options.source
+@options.plugin
 @click.option(
     "--normalize",
     type=click.Choice(NORMALIZATIONS),
@@ -147,6 +124,7 @@ def build(
 @click.option("--force", is_flag=True, help="Build again what is up to date, and replace files of other content.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, for editors, and exit.")
 @click.option("--wait", is_flag=True, help="Wait while another process writes a store.")
+@options.plugin
 @verbosity
 def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: bool) -> None:
     """Build all datasets of a RECIPE, a YAML file; folders of sentence NPZs that it names are ingested first.
@@ -171,11 +149,12 @@ def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: b
 @main.command("datasets")
 @click.argument("folder", default=Path("generated_datasets"), type=UserPath())
 @click.option("--stores", default=Path("stores"), type=UserPath(), help="Folder of their stores.")
-@click.option("--strategy", type=click.Choice(list(list_strategies())), help="Only of this strategy.")
+@click.option("--strategy", type=options.StrategyName(), help="Only of this strategy.")
+@options.plugin
 @click.option("--layer", type=int, help="Only with this layer, in X or y.")
 @click.option("--feature", type=int, help="Only with this SAE feature as y.")
 @click.option(
-    "--stale/--current", "stale", default=None, help="Only those whose store has other sentences now, or not."
+    "--stale/--current", "stale", default=None, help="Only those made of what has changed since, or is gone, or not."
 )
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV.")

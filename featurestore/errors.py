@@ -9,7 +9,7 @@
     │   ├── StoreNotFoundError (FileNotFoundError)
     │   └── StoreBusyError (BlockingIOError)     another process is writing it
     ├── SelectionError (LookupError) a layer, feature or SAE that the store does not hold
-    ├── StrategyError (ValueError)   a strategy whose X and y are no dataset
+    ├── StrategyError (ValueError)   a strategy that cannot be registered, or whose X and y are no dataset
     ├── ParameterError (TypeError)   an option that is unknown, missing, contradictory or unreadable
     ├── NonFiniteError (ValueError)  NaN or infinity where a dataset needs numbers
     ├── DatasetError (ValueError)    a dataset that cannot be written where it should be, or used as asked
@@ -71,7 +71,7 @@ class SelectionError(FeatureStoreError, LookupError):
 
 
 class StrategyError(FeatureStoreError, ValueError):
-    """A strategy that returns something else than a dataset's X and y."""
+    """A strategy that cannot be registered, or returns something else than a dataset's X and y."""
 
 
 class ParameterError(FeatureStoreError, TypeError):

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featurestore import datasets
-from featurestore.errors import DatasetError, NpzError, StoreError, shown
+from featurestore import datasets, journal
+from featurestore.errors import DatasetError, FeatureStoreError, NpzError, StoreError, shown
+from featurestore.journal import File, located
 from featurestore.plans import fingerprint, sentences_digest
 from featurestore.reading import read_coord
+from featurestore.splits import SplitOptions
 from featurestore.store import is_store, read_root
+from featurestore.strategies import list_strategies
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +31,8 @@ _NAMES = [
     "input_layers",
     "target_layer",
     "target_feature",
+    "store_digest",
+    "strategy_code",
     "groups_digest",
     "fingerprint",
 ]
@@ -52,10 +59,13 @@ class DatasetEntry:
     split : dict
         Options of the split; empty without one.
     state : str
-        ``"current"``, ``"stale"`` (the store has other sentences now), or ``"unknown"`` (there is no such store). Only
-        sentences are compared: not the files of groups, nor X and y with their checksums.
+        ``"current"``; ``"stale"``, where the store has other sentences now, a file of groups, of a ranking or of
+        statistics is another or gone, or a registered strategy has other code; or ``"unknown"`` (there is no such
+        store). X and y are not compared with their checksums.
     fingerprint : str
         Identifies what it was made of.
+    reason : str
+        Why it is not current.
     """
 
     file: str
@@ -70,6 +80,7 @@ class DatasetEntry:
     split: dict[str, Any]
     state: str
     fingerprint: str
+    reason: str = ""
 
 
 def list_datasets(folder: str | os.PathLike[str], stores: str | os.PathLike[str] = "stores") -> list[DatasetEntry]:
@@ -97,53 +108,154 @@ def list_datasets(folder: str | os.PathLike[str], stores: str | os.PathLike[str]
         raise DatasetError(f"{folder}: expected a folder of datasets, found none; build some first")
     if not Path(stores).is_dir():
         logger.warning("%s: no such folder of stores, so no dataset can be compared with its store", stores)
-    digests: dict[str, str | None] = {}
-    entries, foreign = [], []
+    present = _Present(Path(stores))
+    entries: list[DatasetEntry] = []
+    statistics: list[str] = []
+    foreign = []
     for path in sorted(path for path in folder.rglob("*.npz") if path.is_file()):
         try:
             recorded = datasets.read_metadata(path, _NAMES)
-            store = str(recorded.get("store", ""))
-            if store not in digests:
-                digests[store] = _digest(Path(stores), store)
-            entries.append(_entry(str(path.relative_to(folder)), recorded, digests[store]))
-        except (NpzError, ValueError, TypeError, LookupError, AttributeError) as error:
-            foreign.append(f"{shown(path)} ({error})")
+            parameters = _parameters(recorded)
+            state = present.compared(path, recorded)
+            entries.append(_entry(str(path.relative_to(folder)), recorded, parameters, *state))
+            statistics.append(str(parameters.get("stats_from", "")))
+        except (FeatureStoreError, OSError, ValueError, TypeError, RecursionError) as error:
+            foreign.append(f"{shown(path)} ({shown(error)})")
     if foreign:
         logger.warning("left out %d NPZ files that are no datasets, such as %s", len(foreign), foreign[0])
+    known = {entry.fingerprint for entry in entries}
+    for i, (entry, used) in enumerate(zip(entries, statistics, strict=True)):
+        if used and used not in known and (reason := present.statistics(folder / entry.file, entry.fingerprint)):
+            entries[i] = _stale(entry, reason)
+    return _carried(entries, statistics)
+
+
+class _Present:
+    """What there is now of what datasets are made of; each thing is looked at once."""
+
+    def __init__(self, stores: Path) -> None:
+        self._sentences = cache(partial(_sentences, stores))
+        self._content = cache(journal.content_digest)
+        self._files = cache(journal.read)
+        self._fingerprint = cache(_fingerprint)
+        self._strategies = list_strategies()
+
+    def compared(self, path: Path, recorded: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the state of a dataset and the reason, as far as its statistics don't matter."""
+        store, name, made_of = (_text(recorded, key) for key in ("store", "strategy", "fingerprint"))
+        sentences, code = self._sentences(store), _text(recorded, "strategy_code")
+        now = self._strategies[name].code if name in self._strategies else code
+        reasons = list(self._changed(path, made_of))
+        if now != code:
+            reasons.insert(0, f"{name} has other code")
+        if sentences not in (None, _text(recorded, "store_digest", sentences or "")):
+            reasons.insert(0, "the store has other sentences")
+        if not made_of or (sentences is None and not reasons):
+            return "unknown", "no such store" if made_of else "no fingerprint"
+        expected = fingerprint(_text(recorded, "parameters"), sentences or "", _text(recorded, "groups_digest"), now)
+        if not reasons and expected != made_of:
+            reasons = ["the fingerprint is another"]
+        return "stale" if reasons else "current", "; ".join(reasons)
+
+    def statistics(self, path: Path, made_of: str) -> str:
+        """Say what is wrong with the file of statistics that a dataset depends on, if that is known."""
+        for file in self._used(path, made_of):
+            if file.kind == "statistics" and (found := self._fingerprint(located(file, path.parent))) != file.identity:
+                return f"statistics: {shown(file.path)} is {'another dataset now' if found else 'gone'}"
+        return ""
+
+    def _changed(self, path: Path, made_of: str) -> Iterator[str]:
+        for file in self._used(path, made_of):
+            found = self._content(located(file, path.parent))
+            if file.kind != "statistics" and found != file.identity:
+                yield f"{file.kind}: {shown(file.path)} {'has changed' if found else 'is gone'}"
+
+    def _used(self, path: Path, made_of: str) -> list[File]:
+        return self._files(path.parent).get((path.name, made_of), [])
+
+
+def _carried(entries: Sequence[DatasetEntry], statistics: Sequence[str]) -> list[DatasetEntry]:
+    """Make stale what has statistics of datasets that are all stale."""
+    entries, before = list(entries), None
+    while entries != before:
+        before = list(entries)
+        current = {entry.fingerprint for entry in entries if entry.state != "stale"}
+        stale = {entry.fingerprint: entry.file for entry in entries if entry.fingerprint not in current}
+        for i, used in enumerate(statistics):
+            if used in stale and entries[i].state != "stale":
+                entries[i] = _stale(entries[i], f"statistics: {stale[used]} is stale")
     return entries
 
 
-def _digest(stores: Path, name: str) -> str | None:
+def _stale(entry: DatasetEntry, reason: str) -> DatasetEntry:
+    reasons = [entry.reason, reason] if entry.state == "stale" else [reason]
+    return replace(entry, state="stale", reason="; ".join(reasons))
+
+
+def _sentences(stores: Path, name: str) -> str | None:
     if Path(name).name != name or name == "..":
         return None
     try:
         store = stores / f"{name}.zarr" if is_store(stores / f"{name}.zarr") else stores / name
         root = read_root(store)
         indices, digests = (read_coord(store, root, coord) for coord in ("sentence", "source_digest"))
-    except (StoreError, OSError):
+    except (StoreError, OSError, ValueError):
         return None
     return sentences_digest(indices, digests)
 
 
-def _entry(file: str, recorded: dict[str, Any], digest: str | None) -> DatasetEntry:
-    parameters = str(recorded.get("parameters", "{}"))
-    state = "unknown"
-    if digest is not None and "fingerprint" in recorded:
-        expected = fingerprint(parameters, digest, str(recorded.get("groups_digest", "")))
-        state = "current" if expected == str(recorded["fingerprint"]) else "stale"
+def _fingerprint(dataset: Path) -> str:
+    try:
+        return _text(datasets.read_metadata(dataset, ["fingerprint"]), "fingerprint")
+    except (NpzError, OSError, ValueError):
+        return ""
+
+
+def _entry(
+    file: str, recorded: Mapping[str, Any], parameters: Mapping[str, Any], state: str, reason: str
+) -> DatasetEntry:
     rows, columns = recorded["shape"].tolist()
-    target_layers = np.ravel(recorded.get("target_layer", [])).tolist()
+    layer, *_ = (*_integers(recorded, "target_layer"), None)
     return DatasetEntry(
         file,
-        str(recorded.get("store", "")),
-        str(recorded.get("strategy", "")),
+        _text(recorded, "store"),
+        _text(recorded, "strategy"),
         str(recorded["normalize"]),
-        tuple(map(int, np.ravel(recorded.get("input_layers", [])))),
-        int(target_layers[0]) if target_layers else None,
-        tuple(map(int, np.ravel(recorded.get("target_feature", [])))),
+        _integers(recorded, "input_layers"),
+        layer,
+        _integers(recorded, "target_feature"),
         rows,
         columns,
-        dict(json.loads(parameters).get("split", {})),
+        parameters.get("split", {}),
         state,
-        str(recorded.get("fingerprint", "")),
+        _text(recorded, "fingerprint"),
+        reason,
     )
+
+
+def _parameters(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = json.loads(_text(recorded, "parameters", "{}"))
+    if not isinstance(parameters, dict) or not isinstance(split := parameters.get("split", {}), dict):
+        raise ValueError("meta_parameters: expected options by name")
+    if split.keys() - {field.name for field in fields(SplitOptions)}:
+        raise ValueError("meta_parameters: expected options of a split")
+    if split:
+        SplitOptions(**split)
+    return parameters
+
+
+def _text(recorded: Mapping[str, Any], name: str, default: str = "") -> str:
+    value = recorded.get(name, np.array(default))
+    if value.dtype.kind != "U" or value.ndim:
+        raise ValueError(f"meta_{name}: expected text, found {value.dtype} of shape {value.shape}")
+    return str(value)
+
+
+def _integers(recorded: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Return layers or features; none where a strategy calls them by words."""
+    values = np.ravel(recorded.get(name, []))
+    if values.dtype.kind == "U":
+        return ()
+    if values.dtype.kind not in "iuf" or not (np.abs(values) < 2**53).all() or (values % 1 != 0).any():
+        raise ValueError(f"meta_{name}: expected integers, found {values.dtype}")
+    return tuple(map(int, values.tolist()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featurestore.datasets import Dataset
+    from featurestore.journal import File
     from featurestore.registry import Strategy
 
 _LONGEST_NAME = 180
@@ -48,6 +49,8 @@ class Plan:
         How rows are divided, if they are.
     stats_from : Dataset or None
         The dataset whose normalization is used, instead of one that is fitted.
+    files : tuple of File
+        Where some of this came from; no part of `parameters`.
     """
 
     strategy: Strategy
@@ -56,6 +59,7 @@ class Plan:
     drop_nonfinite: bool = False
     split: SplitOptions | None = None
     stats_from: Dataset | None = None
+    files: tuple[File, ...] = ()
 
     @classmethod
     def of(
@@ -66,6 +70,7 @@ class Plan:
         drop_nonfinite: bool = False,
         split: SplitOptions | None = None,
         stats_from: Dataset | None = None,
+        files: Iterable[File] = (),
     ) -> Self:
         """Validate what a user asks for.
 
@@ -83,7 +88,7 @@ class Plan:
             _check_statistics(stats_from, strategy, normalize)
             normalize = stats_from.normalization.method
         method = normalize or NORMALIZATIONS[0]
-        return cls(chosen, chosen.parameters(parameters), method, drop_nonfinite, split, stats_from)
+        return cls(chosen, chosen.parameters(parameters), method, drop_nonfinite, split, stats_from, tuple(files))
 
     @cached_property
     def parameters(self) -> str:
@@ -148,7 +153,7 @@ def split_options(
     return SplitOptions(test_size, folds, 0 if seed is None else seed, group_by)
 
 
-def fingerprint(parameters: str, store_digest: str, groups_digest: str) -> str:
+def fingerprint(parameters: str, store_digest: str, groups_digest: str, code: str = "") -> str:
     """Identify a dataset by what it is made of, as hex digits of a SHA-256.
 
     Parameters
@@ -159,8 +164,10 @@ def fingerprint(parameters: str, store_digest: str, groups_digest: str) -> str:
         `sentences_digest` of all sentences of the store.
     groups_digest : str
         Of the groups of ``group_by``, or nothing.
+    code : str
+        `Strategy.code`: nothing for built-in strategies whose values have never changed.
     """
-    content = json.dumps([SCHEMA_VERSION, parameters, store_digest, groups_digest])
+    content = json.dumps([SCHEMA_VERSION, parameters, store_digest, groups_digest, *filter(None, [code])])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

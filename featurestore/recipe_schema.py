@@ -32,6 +32,9 @@ def recipe_schema() -> dict[str, Any]:
         "title": "featurestore recipe",
         **_object(
             {
+                "plugins": _described(
+                    _one_or_more({"type": "string"}), "Files or modules with strategies of your own."
+                ),
                 "stores": _described(_one_or_more({"type": "string"}), "Stores, or folders of sentence NPZs."),
                 "datasets": _described(_one_or_more(_entry(strategies)), "What is built of each store."),
                 "normalize": _normalize("How X is normalized; standardize if it is left out."),
@@ -53,10 +56,15 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def _entry(strategies: dict[str, Strategy]) -> dict[str, Any]:
-    options = {option.name: option for strategy in strategies.values() for option in strategy.options}
+    values: dict[str, list[dict[str, Any]]] = {}
+    texts = {}
+    for strategy in strategies.values():
+        for option in strategy.options:
+            texts[option.name], known = option.help, values.setdefault(option.name, [])
+            known += [_value(option)] * (_value(option) not in known)
     properties = {
         "strategy": {"enum": list(strategies), "description": "What X and y are."},
-        **{name: _described(_one_or_more(_value(option)), option.help) for name, option in options.items()},
+        **{name: _described(_one_or_more(*kinds), texts[name]) for name, kinds in values.items()},
         "targets": _targets(),
         "normalize": _normalize("How X is normalized, in place of what holds for the recipe."),
     }
@@ -64,11 +72,17 @@ def _entry(strategies: dict[str, Strategy]) -> dict[str, Any]:
         "allOf": [
             {
                 "if": {"properties": {"strategy": {"const": strategy.name}}, "required": ["strategy"]},
-                "then": {"propertyNames": {"enum": entry_keys(strategy)}},
+                "then": {"propertyNames": {"enum": entry_keys(strategy)}}
+                | _own({o.name: _one_or_more(_value(o)) for o in strategy.options if len(values[o.name]) > 1}),
             }
             for strategy in strategies.values()
         ]
     }
+
+
+def _own(properties: dict[str, Any]) -> dict[str, Any]:
+    """Describe options that mean something else in other strategies."""
+    return {"properties": properties} if properties else {}
 
 
 def _value(option: Option) -> dict[str, Any]:
@@ -76,7 +90,7 @@ def _value(option: Option) -> dict[str, Any]:
     choices: list[dict[str, Any]] = [_SIMPLE.get(option.type, _INTEGER)]
     if option.type in (int, Numbers):
         choices.append({"type": "string", "pattern": _RANGE})
-    if option.name.endswith(("layer", "layers")):
+    if option.names_layers:
         choices.append({"const": ALL})
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
@@ -116,8 +130,9 @@ def _normalize(text: str) -> dict[str, Any]:
     return _described(_one_or_more({"enum": list(NORMALIZATIONS)}), text)
 
 
-def _one_or_more(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "array", "items": schema, "minItems": 1}]}
+def _one_or_more(*kinds: dict[str, Any]) -> dict[str, Any]:
+    schemas = ({"anyOf": [schema, {"type": "array", "items": schema, "minItems": 1}]} for schema in kinds)
+    return next(schemas) if len(kinds) == 1 else {"anyOf": list(schemas)}
 
 
 def _described(schema: dict[str, Any], text: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from featurestore.datasets import DATASETS, Dataset, load_dataset
 from featurestore.errors import SelectionError, brief, speaking, spelled
+from featurestore.journal import File, statistics_file, tables
 from featurestore.nodes import Faults, Node, of_python, read_yaml
 from featurestore.paths import as_path
 from featurestore.plans import Plan, split_options
@@ -22,7 +23,7 @@ from featurestore.ranges import Numbers, integer, numbers, parse_numbers
 from featurestore.registry import Option, Strategy
 from featurestore.schema import NORMALIZATIONS
 from featurestore.splits import SplitOptions
-from featurestore.strategies import get_strategy
+from featurestore.strategies import get_strategy, load_plugin
 from featurestore.targets import RANKINGS, Target, read_ranked
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ PROBLEMS = ("skip", "refuse", "keep")
 ALL = "all"
 Methods = tuple[str | None, ...]
 Located = tuple[Node, Target]
-KEYS = ("stores", "datasets", "normalize", "split", "stats_from", "drop_nonfinite", "problems", "min_active", "output")
+KEYS = (
+    "plugins", "stores", "datasets", "normalize", "split", "stats_from", "drop_nonfinite", "problems", "min_active",
+    "output",
+)  # fmt: skip
 SPLIT = tuple(field.name for field in fields(SplitOptions))
 TARGET = ("target_layer", "target_feature")
 
@@ -88,6 +92,8 @@ class Entry:
         The features to predict, or how to find them, where they are not among the alternatives.
     methods : tuple of str or None
         Normalizations; None stands for the default.
+    files : list of File
+        That of the ranking, if there is one.
     """
 
     node: Node
@@ -95,6 +101,7 @@ class Entry:
     alternatives: Mapping[str, Node]
     targets: list[Located] | Ranking | None
     methods: Methods
+    files: list[File]
 
     def arguments(self, source: Source, split: SplitOptions | None) -> Iterator[dict[str, Any]]:
         """Expand the product, normalizations aside."""
@@ -139,6 +146,8 @@ class Recipe:
         recipe, or are built with a warning.
     min_active : int
         A target feature that is active in fewer sentences counts as nearly dead.
+    files : list of File
+        Those of groups and statistics, if there are any.
     """
 
     stores: tuple[Node, ...]
@@ -149,6 +158,7 @@ class Recipe:
     output: Path
     problems: str
     min_active: int
+    files: list[File]
 
     @speaking("recipe")
     def plans(self, source: Source) -> list[Plan]:
@@ -165,8 +175,9 @@ class Recipe:
             with faults.collected(entry.node):
                 for arguments, method in product(entry.arguments(source, self.split), entry.methods):
                     plan = Plan.of(
-                        entry.strategy.name, arguments, method, self.drop_nonfinite, self.split, self.stats_from
-                    )
+                        entry.strategy.name, arguments, method, self.drop_nonfinite, self.split, self.stats_from,
+                        [*self.files, *entry.files],
+                    )  # fmt: skip
                     source.check(plan)
                     plans[plan.parameters] = plan
         faults.check()
@@ -208,19 +219,25 @@ def _recipe(root: Node) -> Recipe:
     given = root.mapping(KEYS, required=("stores", "datasets"))
     faults = Faults()
     methods: Methods = (None,)
-    stores, entries, split, statistics = [], [], None, None
+    stores, entries, split, statistics, files = [], [], None, None, list[File]()
     output, drop_nonfinite, problems, min_active = DATASETS, False, PROBLEMS[0], MIN_ACTIVE
     for key, node in given.items():
         with faults.collected(node):
             match key:
+                case "plugins":
+                    for item in node.items():
+                        with item.located():
+                            load_plugin(item.text())
                 case "stores":
                     stores = [replace(store, value=str(_path(store))) for store in node.items()]
                 case "normalize":
                     methods = _methods(node)
                 case "split":
                     split = _split(node)
+                    files += tables(split.group_by)
                 case "stats_from":
                     statistics = load_dataset(_path(node))
+                    files.append(statistics_file(node.text(), statistics.metadata))
                 case "drop_nonfinite":
                     drop_nonfinite = node.flag()
                 case "problems":
@@ -234,7 +251,7 @@ def _recipe(root: Node) -> Recipe:
             with faults.collected(node):
                 entries.append(_entry(node, methods, min_active))
     faults.check()
-    return Recipe(tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems, min_active)
+    return Recipe(tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems, min_active, files)
 
 
 def _path(node: Node) -> Path:
@@ -257,9 +274,12 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
         with faults.collected(item):
             first[name] = _values(options[name], item, None)[0]
     found: list[Located] | Ranking | None = None
+    files: list[File] = []
     if "targets" in given:
         with faults.collected(given["targets"]):
             found = _targets(given["targets"], min_active)
+            if isinstance(ranking := given["targets"].value, dict) and "ranked" in ranking:
+                files = tables(ranking=ranking["ranked"].text())
             if both := [name for name in (*TARGET, "average_l0") if name in alternatives]:
                 raise given["targets"].error(f"targets together with {' and '.join(both)}; name targets in one way")
         first |= dict.fromkeys(TARGET, 0)
@@ -269,7 +289,7 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
     faults.check()
     with node.located():
         strategy.parameters(first)
-    return Entry(node, strategy, alternatives, found, methods)
+    return Entry(node, strategy, alternatives, found, methods, files)
 
 
 def _methods(node: Node) -> Methods:
@@ -293,7 +313,7 @@ def _values(option: Option, node: Node, source: Source | None) -> list[Any]:
     values: list[Any] = []
     for item in node.items():
         with item.located():
-            if item.is_word(ALL) and option.name.endswith(("layer", "layers")):
+            if item.is_word(ALL) and option.names_layers:
                 layers = source.layers if source else (0,)
                 found: list[Any] = [*layers] if option.type is int else [layers]
             elif option.type is int and isinstance(item.value, str):

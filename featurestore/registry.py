@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import logging
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import NoneType, SimpleNamespace, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Real
+from types import FunctionType, NoneType, SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from featurestore.errors import ParameterError, brief, shortened, spelled
+from featurestore.errors import ParameterError, StrategyError, brief, shortened, spelled
 from featurestore.ranges import Numbers, integer, numbers
 
 if TYPE_CHECKING:
     import xarray as xr
+
+logger = logging.getLogger(__name__)
+
+TYPES = (int, float, str, bool, Numbers)
+"""What options can be."""
+
+OWN = (
+    "store", "strategy", "input", "source", "normalize", "output", "overwrite", "drop_nonfinite", "wait", "test_size",
+    "folds", "seed", "group_by", "stats_from", "targets", "plugin", "quiet", "verbose", "help",
+)  # fmt: skip
+"""Options of `build` and keys of recipes, which no option of a strategy can be called."""
+
+RESERVED = (
+    "tokens", "target_tokens", "combine", "where", "labels_from", "classes", "y", "test_store", "reduce", "controls",
+)  # fmt: skip
+"""Names that will be options of `build`."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +72,33 @@ class Selection:
 
 @dataclass(frozen=True)
 class Option:
-    """A keyword-only parameter of a strategy."""
+    """A keyword-only parameter of a strategy; without a default it is required."""
 
     name: str
     type: Any
     help: str
-    required: bool
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be given."""
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def names_layers(self) -> bool:
+        """Whether it takes layers of the store, as its name tells."""
+        return self.type in (int, Numbers) and self.name.endswith(("layer", "layers"))
 
     @property
     def flag(self) -> str:
         """Its spelling on the command line."""
         return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its spellings: what is true unless it is said, or has to be said, can also be denied."""
+        deniable = self.type is bool and self.default is not False
+        return (self.flag, f"--no-{self.flag[2:]}") if deniable else (self.flag,)
 
     def convert(self, value: object) -> object:
         """Validate a value, from Python or from the command line.
@@ -75,8 +112,11 @@ class Option:
             return numbers(spelled(self.name), value)
         if self.type is int:
             return integer(spelled(self.name), value)
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+        if self.type is float and isinstance(value, Real) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except OverflowError as error:
+                raise ParameterError(f"{spelled(self.name)}: expected a number, found {brief(value)}") from error
         if not isinstance(value, self.type):
             raise ParameterError(f"{spelled(self.name)}: expected {self.type.__name__}, found {brief(value)}")
         return value
@@ -84,12 +124,49 @@ class Option:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A registered strategy."""
+    """A registered strategy.
+
+    Attributes
+    ----------
+    name : str
+        As in ``--strategy``.
+    select : callable
+        The function.
+    options : tuple of Option
+        Its keyword-only parameters.
+    one_of : tuple of str
+        Options of which exactly one has to be given.
+    version : int
+        Of the values that a built-in strategy makes.
+    file_digest : str
+        SHA-256 of its file, if that is a plugin.
+    """
 
     name: str
     select: Callable[..., Selection]
     options: tuple[Option, ...]
     one_of: tuple[str, ...] = ()
+    version: int = 1
+    file_digest: str = ""
+    _source_digest: str = field(default="", repr=False)
+
+    @cached_property
+    def code(self) -> str:
+        """Identifies its code, as far as fingerprints have to: nothing for version 1 of a built-in strategy.
+
+        A plugin's is the SHA-256 of its file, that of a notebook, a script or another module the SHA-256 of the
+        function's source.
+        """
+        if _is_builtin(self.select):
+            return "" if self.version == 1 else f"version {self.version}"
+        if not (digest := self.file_digest or self._source_digest):
+            logger.warning("strategy %s: its source is not to be found, so fingerprints don't see changes", self.name)
+        return digest
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from."""
+        return "featurestore" if _is_builtin(self.select) else inspect.unwrap(self.select).__code__.co_filename
 
     @property
     def summary(self) -> str:
@@ -121,11 +198,13 @@ class Strategy:
 
 Select = Callable[..., Selection]
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 _REGISTRY: dict[str, Strategy] = {}
 
 
 def strategy(
-    name: str, *, one_of: tuple[str, ...] = ()
+    name: str, *, one_of: tuple[str, ...] = (), version: int = 1
 ) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
     """Register a strategy: a function of a dataset and annotated, keyword-only options.
 
@@ -135,55 +214,101 @@ def strategy(
         As in ``--strategy``.
     one_of : tuple of str
         Options of which exactly one has to be given.
+    version : int
+        Raised when a built-in strategy comes to make other values: fingerprints see it. Of others they see the code.
 
     Raises
     ------
-    ValueError
-        If the name is taken by another function (the cell of a notebook may run again), the function has no docstring,
-        or an option lacks its type or help text.
+    StrategyError
+        A ValueError: if the name is taken by another function (the cell of a notebook may run again), the function has
+        no docstring, or an option is not keyword-only, lacks its type or help text, has a type that is none of int,
+        float, str, bool and Numbers (or one of these ``| None``), or a name that `build` needs for itself.
     """
 
     def register(select: Select) -> Select:
         known = _REGISTRY.get(name)
         if known and (known.select.__module__, known.select.__qualname__) != (select.__module__, select.__qualname__):
-            raise ValueError(f"strategy {name!r} is registered already")
-        if not inspect.getdoc(select) and sys.flags.optimize < 2:  # python -OO leaves docstrings out
-            raise ValueError(f"strategy {name!r} needs a docstring")
-        _, *parameters = inspect.signature(select).parameters.values()
-        _REGISTRY[name] = Strategy(name, select, _options(name, parameters, select.__globals__), one_of)
+            raise StrategyError(f"strategy {name!r} is registered already, by {known.origin}; choose another name")
+        _REGISTRY[name] = _checked(name, select, one_of, version)
         return select
 
     return register
 
 
-def list_strategies() -> dict[str, Strategy]:
-    """All registered strategies by name."""
+def registered() -> dict[str, Strategy]:
+    """All strategies that are registered by now, by name; `replace_all` undoes what was registered since."""
     return dict(_REGISTRY)
 
 
-def get_strategy(name: str) -> Strategy:
-    """Look a strategy up.
+def replace_all(strategies: Mapping[str, Strategy]) -> None:
+    """Let these be the registered strategies."""
+    _REGISTRY.clear()
+    _REGISTRY.update(strategies)
 
-    Raises
-    ------
-    ParameterError
-        If there is none of that name.
-    """
-    if not isinstance(name, str) or name not in _REGISTRY:
-        raise ParameterError(f"strategy: expected one of {', '.join(_REGISTRY)}, found {brief(name)}")
-    return _REGISTRY[name]
+
+def _checked(name: str, select: Select, one_of: tuple[str, ...], version: int) -> Strategy:
+    """Make a strategy of a function, after checking all that a decorator can see."""
+    if not isinstance(name, str) or not name.isprintable() or not name or name.startswith("-"):
+        raise StrategyError(f"strategy {brief(name)}: expected a name of printable characters that starts with no dash")
+    if not isinstance(select, FunctionType):
+        raise StrategyError(f"strategy {name!r}: expected a function, found {brief(select)}")
+    if not inspect.getdoc(select) and sys.flags.optimize < 2:  # which leaves docstrings out
+        raise StrategyError(f"strategy {name!r} needs a docstring, whose first line says what it predicts from what")
+    if type(version) is not int or version < 1:
+        raise StrategyError(f"strategy {name!r}: version: expected an integer of at least 1, found {brief(version)}")
+    parameters = list(inspect.signature(select).parameters.values())
+    if not parameters or parameters[0].kind not in _POSITIONAL:
+        raise StrategyError(f"strategy {name!r}: expected a function of a dataset and keyword-only options")
+    options = _options(name, parameters[1:], inspect.unwrap(select).__globals__)
+    optional = [option.name for option in options if not option.required]
+    if isinstance(one_of, str) or (unknown := [option for option in one_of if option not in optional]):
+        found = one_of if isinstance(one_of, str) else ", ".join(map(str, unknown))
+        raise StrategyError(f"strategy {name!r}: one_of: expected a tuple of options with defaults, found {found}")
+    return Strategy(name, select, options, tuple(one_of), version, _source_digest=_digest_of_source(select))
 
 
 def _options(name: str, parameters: Sequence[inspect.Parameter], namespace: dict[str, Any]) -> tuple[Option, ...]:
     annotated = SimpleNamespace(__annotations__={parameter.name: parameter.annotation for parameter in parameters})
-    hints = get_type_hints(annotated, namespace, include_extras=True)
-    options = []
-    for parameter in parameters:
-        hint = hints.get(parameter.name)
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or get_origin(hint) is not Annotated:
-            raise ValueError(f"strategy {name!r}: {parameter.name} must be keyword-only and Annotated[type, help]")
-        base, text = get_args(hint)
-        if isinstance(base, UnionType):
-            (base,) = (kind for kind in get_args(base) if kind is not NoneType)
-        options.append(Option(parameter.name, base, text, parameter.default is inspect.Parameter.empty))
-    return tuple(options)
+    try:
+        hints = get_type_hints(annotated, namespace, include_extras=True)
+    except (NameError, SyntaxError, TypeError, AttributeError) as error:
+        raise StrategyError(f"strategy {name!r}: its annotations cannot be read ({error})") from error
+    options = tuple(_option(f"strategy {name!r}", parameter, hints[parameter.name]) for parameter in parameters)
+    flags = [flag for option in options for flag in option.flags]
+    if twice := [flag for flag in flags if flags.count(flag) > 1]:
+        raise StrategyError(f"strategy {name!r}: two options would be {twice[0]}; choose another name")
+    return options
+
+
+def _option(where: str, parameter: inspect.Parameter, hint: Any) -> Option:
+    name, (base, *notes) = parameter.name, get_args(hint) or (hint,)
+    texts = [note for note in notes if isinstance(note, str) and note.strip()]
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or get_origin(hint) is not Annotated or not texts:
+        raise StrategyError(f"{where}: {name} must be keyword-only and Annotated[type, help]")
+    if (
+        get_origin(base) in (Union, UnionType)
+        and len(kinds := [kind for kind in get_args(base) if kind is not NoneType]) == 1
+    ):
+        (base,) = kinds
+    if base not in TYPES:
+        raise StrategyError(f"{where}: {name}: expected int, float, str, bool or Numbers, or one | None, found {base}")
+    if name in OWN:
+        raise StrategyError(f"{where}: {name}: build and recipes have this option themselves; choose another name")
+    if name in RESERVED:
+        raise StrategyError(f"{where}: {name}: reserved for an option that build will have; choose another name")
+    return Option(name, base, texts[0], parameter.default)
+
+
+def _is_builtin(select: Select) -> bool:
+    return (select.__module__ or "").partition(".")[0] == __name__.partition(".")[0]
+
+
+def _digest_of_source(select: Select) -> str:
+    """Identify a function by its source, wherever it is indented; by nothing where there is none to be found."""
+    if _is_builtin(select):
+        return ""
+    try:
+        source = textwrap.dedent(inspect.getsource(select))
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()

@@ -140,7 +140,7 @@ class Source:
         SelectionError
             If the store lacks it.
         """
-        numbers = [number for number in np.ravel(value).tolist() if isinstance(number, int)]
+        numbers = [number for number in np.ravel(value).tolist() if type(number) is int]
         if name.endswith(("layer", "layers")):
             for number in numbers:
                 sae_positions(self.ds, number)
@@ -192,8 +192,12 @@ class Source:
 
     def fingerprint(self, plan: Plan) -> str:
         """Identify the dataset that a plan makes of this store."""
+        return fingerprint(plan.parameters, self.digest, self.groups_digest(plan), plan.strategy.code)
+
+    def groups_digest(self, plan: Plan) -> str:
+        """Identify the groups of the sentences that a plan keeps together; nothing without ``group_by``."""
         grouped = plan.split and plan.split.group_by and self.split(plan.split)
-        return fingerprint(plan.parameters, self.digest, grouped.groups_digest if grouped else "")
+        return grouped.groups_digest if grouped else ""
 
     def digest_of(self, positions: Array) -> str:
         """Identify the content of the sentences that stand there in the store, in any order."""

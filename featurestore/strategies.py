@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from featurestore.errors import SelectionError, spelled
+from featurestore.plugins import get_strategy, list_strategies, load_plugin
 from featurestore.ranges import Numbers, format_numbers
-from featurestore.registry import Selection, get_strategy, list_strategies, strategy
+from featurestore.registry import Selection, strategy
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS, FINAL_TOKEN, HIDDEN_STATES
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "hidden_to_feature",
     "hidden_to_features",
     "list_strategies",
+    "load_plugin",
     "sae_position",
     "sae_positions",
     "strategy",

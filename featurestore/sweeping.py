@@ -18,6 +18,7 @@ from featurestore.assembly import Assembly
 from featurestore.building import default_output
 from featurestore.errors import DatasetError, NpzError, RecipeError, shown, speaking, spelled
 from featurestore.ingestion import find_store
+from featurestore.journal import Journal
 from featurestore.plans import Plan
 from featurestore.recipes import Recipe, load_recipe
 from featurestore.sources import Source
@@ -27,6 +28,9 @@ Progress = Callable[[str, int, int], None]
 logger = logging.getLogger(__name__)
 
 _WORKERS = min(4, os.cpu_count() or 1)
+
+_CHANGING = ("store_digest", "strategy_code", "groups_digest")
+"""What a dataset records of its sentences, its strategy and its groups: one that differs has an earlier state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +48,8 @@ class Planned:
     shape : tuple of int
         Of X, before any sentence is dropped.
     state : str
-        ``"new"``, ``"stale"`` (there, of other sentences), ``"current"`` (there, up to date), or ``"unfit"``.
+        ``"new"``, ``"stale"`` (there, of other sentences, groups or code), ``"current"`` (there, up to date), or
+        ``"unfit"``.
     problem : str
         Why it is unfit, or would be if the recipe did not keep it.
     """
@@ -126,8 +131,9 @@ def sweep(
         If an output exists that is not an earlier state of the same dataset, and `force` is false.
     """
     study = load_recipe(recipe)
+    journal = Journal()
     assemblies = [Assembly(source) for source in _sources(study, wait, progress)]
-    planned = [(assembly, item) for assembly in assemblies for item in _plan(study, assembly.source, force)]
+    planned = [(assembly, item) for assembly in assemblies for item in _plan(study, assembly.source, force, journal)]
     _check_outputs([item for _, item in planned])
     pending = [(assembly, item) for assembly, item in planned if item.state != "current"]
     for assembly in assemblies:
@@ -149,8 +155,11 @@ def sweep(
     to_read = sum(assembly.n_bytes(item.plan for item in share) for assembly, share in shares)
     meter = _Meter(progress, to_read + sum(item.n_bytes for item in todo))
     late: dict[Path, Planned] = {}
+    for assembly, item in planned:
+        if item.state == "current":  # though perhaps by another ranking now, which begins with the same features
+            journal.add(item.output, assembly.source.fingerprint(item.plan), item.plan.files)
     for assembly, share in shares:
-        late |= _build(assembly, share, study, meter)
+        late |= _build(assembly, share, study, meter, journal)
     return _warned(replace(result, datasets=tuple(late.get(item.output, item) for item in result.datasets)))
 
 
@@ -189,25 +198,30 @@ def _sources(study: Recipe, wait: bool, progress: Progress) -> list[Source]:
     return list(sources.values())
 
 
-def _plan(study: Recipe, source: Source, force: bool) -> Iterator[Planned]:
+def _plan(study: Recipe, source: Source, force: bool, journal: Journal) -> Iterator[Planned]:
     for plan in study.plans(source):
         output = default_output(source.path, plan, study.output)
-        state = _state(output, source, plan)
+        state = _state(output, source, plan, journal)
         yield Planned(source.name, plan, output, source.shape(plan), "stale" if force and state != "new" else state)
 
 
 @speaking("recipe")
-def _state(output: Path, source: Source, plan: Plan) -> str:
+def _state(output: Path, source: Source, plan: Plan, journal: Journal) -> str:
     if not output.exists():
         return "new"
     try:
-        recorded = datasets.read_metadata(output, ["fingerprint", "parameters", "store", "store_digest"])
+        recorded = datasets.read_metadata(output, ["fingerprint", "parameters", "store", *_CHANGING])
     except NpzError:
         return "other"
-    if str(recorded.get("fingerprint")) == source.fingerprint(plan):
+    made_of = str(recorded.get("fingerprint"))
+    if made_of == source.fingerprint(plan):
         return "current"
-    same = str(recorded.get("parameters")) == plan.parameters and str(recorded.get("store")) == source.name
-    return "stale" if same and str(recorded.get("store_digest")) != source.digest else "other"
+    now = dict(zip(_CHANGING, (source.digest, plan.strategy.code, source.groups_digest(plan)), strict=True))
+    changed = {name for name, value in now.items() if str(recorded.get(name, "")) != value}
+    if str(recorded.get("parameters")) != plan.parameters or str(recorded.get("store")) != source.name or not changed:
+        return "other"
+    of_another_file = "groups_digest" in changed and not journal.has_groups_of(output, made_of, plan.files)
+    return "other" if of_another_file and "store_digest" not in changed else "stale"
 
 
 def _check_outputs(planned: Sequence[Planned]) -> None:
@@ -223,7 +237,9 @@ def _check_outputs(planned: Sequence[Planned]) -> None:
         raise DatasetError(f"{found}; move them, or replace them: {spelled('force', True)}\n{some}")
 
 
-def _build(assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter: _Meter) -> dict[Path, Planned]:
+def _build(
+    assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter: _Meter, journal: Journal
+) -> dict[Path, Planned]:
     """Read what the datasets of one store need, then write them side by side, a few at a time.
 
     Returns those that are unfit, some only now: where a strategy makes values that are not finite.
@@ -240,7 +256,9 @@ def _build(assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter:
         while len(writing) > left:
             for future in wait_for(writing, return_when=FIRST_COMPLETED).done:
                 future.result()
-                meter.add(writing.pop(future).n_bytes)
+                item = writing.pop(future)
+                journal.add(item.output, assembly.source.fingerprint(item.plan), item.plan.files)
+                meter.add(item.n_bytes)
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:

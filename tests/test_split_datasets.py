@@ -134,12 +134,16 @@ def test_the_fingerprint_depends_on_split_and_groups(store: Path) -> None:
     assert fingerprint(**SPLIT | {"group_by": "moved.csv:topic"}) == fingerprints[5]
 
 
-def test_other_groups_are_other_content(store: Path) -> None:
+def test_groups_that_have_changed_are_stale_and_those_of_another_file_other_content(store: Path) -> None:
     recipe = {"stores": str(store), "split": SPLIT, "datasets": {"strategy": "hidden-to-concept", "layer": [0, 1]}}
     featurestore.sweep(recipe)
     write_groups(2)
+    assert [planned.state for planned in featurestore.sweep(recipe).datasets] == ["stale"] * 2
+    assert [planned.state for planned in featurestore.sweep(recipe).datasets] == ["current"] * 2
+    write_groups(3)
+    shutil.move("groups.csv", "others.csv")
     with pytest.raises(featurestore.DatasetError, match="2 outputs exist with other content"):
-        featurestore.sweep(recipe)
+        featurestore.sweep(recipe | {"split": SPLIT | {"group_by": "others.csv:topic"}})
 
 
 def test_labels_that_a_part_lacks(store: Path) -> None:
