@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featurestore import datasets, preflight
 from featurestore.assembly import Assembly
 from featurestore.ingestion import find_store
@@ -118,7 +120,8 @@ def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite
     assembly.read([plan], output and output.parent)
     dataset, n_constant = assembly.dataset(plan)
     if divided := source.split(plan.split):
-        logger.info("%s", divided.report)
+        kept = np.isin(source.sentences, dataset.metadata["sentence_indices"])
+        logger.info("%s", divided.report_of(kept))
     if n_constant:
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.data.shape[1])
     if fault := preflight.problem(assembly, plan, MIN_ACTIVE):

@@ -92,13 +92,14 @@ class Option:
     @property
     def flag(self) -> str:
         """Its spelling on the command line."""
-        return f"--{self.name.replace('_', '-')}"
+        return self.flags[0]
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Its spellings: what is true unless it is said, or has to be said, can also be denied."""
         deniable = self.type is bool and self.default is not False
-        return (self.flag, f"--no-{self.flag[2:]}") if deniable else (self.flag,)
+        names = (self.name, f"no_{self.name}") if deniable else (self.name,)
+        return tuple(f"--{name.replace('_', '-')}" for name in names)
 
     def convert(self, value: object) -> object:
         """Validate a value, from Python or from the command line.

@@ -116,9 +116,10 @@ class Source:
         if plan.stats_from is None:
             return
         for name, ours in self.inputs(plan).items():
-            theirs = plan.stats_from.metadata.get(name)
-            chosen_by_theirs = name == "input_features" and self.select(plan).densest is not None
-            if not chosen_by_theirs and not np.array_equal(theirs, ours):  # type: ignore[arg-type]
+            theirs = np.asarray(plan.stats_from.metadata.get(name))
+            if name == "input_features" and self.select(plan).densest is not None:
+                ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
+            if not np.array_equal(theirs, ours):
                 found = f"its X has {name} {theirs}, this one has {ours}"
                 raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
         self._warn_of_test_rows(plan.stats_from, plan.split)
@@ -254,6 +255,8 @@ _ABOUT_ACTIVATIONS = {"average_l0": "average_l0", "features": "feature"}
 
 
 def _about(array: xr.DataArray, coord: str) -> Array | None:
-    """Return a coordinate of the columns, if there is one."""
-    known = coord in array.coords and "sentence" not in array[coord].dims
-    return array[coord].values if known else None
+    """Return a coordinate of the columns, if there is one of numbers."""
+    if coord not in array.coords or "sentence" in array[coord].dims or array[coord].dtype.kind not in "iu":
+        return None
+    values: Array = array[coord].values
+    return values

@@ -281,7 +281,18 @@ def test_x_is_finite_as_it_is_written(store: Path, tmp_path: Path, method: str) 
     # Below what float32 tells from 0 the training rows are constant, and the divisor is 1.
     dataset = build(store, lambda ds: tiny_spread(ds, train, 1e-42), normalize=method, output=output, **split)
     expected = [0.0 if index in train else 1e30 for index in range(12)]
-    np.testing.assert_array_equal(dataset.X[:, 0], np.array(expected, np.float32))
+    np.testing.assert_allclose(dataset.X[:, 0], expected, rtol=1e-6, atol=1e-41)
+    assert list(dataset.normalization.parameters) == (["mean", "std"] if method == "standardize" else ["min", "max"])
+
+
+def test_coordinates_of_any_kind(store: Path, tmp_path: Path) -> None:
+    """What names no layer of the store is not recorded as one, and the file can be read again."""
+
+    def select(ds: xr.Dataset) -> Selection:
+        return Selection(X=hidden(ds).assign_coords(layer="the second", feature=0.5), y=ds["label"])
+
+    build(store, select, output=tmp_path / "x.npz")
+    assert featurestore.load_dataset(tmp_path / "x.npz").metadata["input_layers"].tolist() == []
 
 
 def test_sides_are_those_of_the_whole_store(store: Path) -> None:
