@@ -120,7 +120,7 @@ def build(
 
 @main.command()
 @click.argument("recipe", required=False, type=UserPath())
-@click.option("--dry-run", is_flag=True, help="Check everything and list the datasets, but build none.")
+@click.option("--dry-run", is_flag=True, help="Check everything and list the datasets, but write nothing.")
 @click.option("--force", is_flag=True, help="Build again what is up to date, and replace files of other content.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, for editors, and exit.")
 @click.option("--wait", is_flag=True, help="Wait while another process writes a store.")

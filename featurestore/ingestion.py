@@ -10,16 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from featurestore import commit, sentences
 from featurestore.batch import Staged, stage
 from featurestore.commit import Writer
 from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, naming, shown, spelled
+from featurestore.layout import SENTENCE_COORDS, Root
 from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
-from featurestore.reading import extraction_of, read_coord
+from featurestore.reading import extraction_of, outlined, read_coord
 from featurestore.schema import SentenceFile, Skipped
 from featurestore.store import is_complete, is_store, read_root, real_path
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +127,7 @@ def ingest(
     with naming(store), commit.exclusive(store, wait) as real:
         writer = Writer(real) if is_store(real) else None
         changes = _compare(paths, *(_known(real) if writer else ({}, 0)), progress)
-        files, bad, corrected = _scan(changes.new, writer, progress)
+        files, bad, corrected = _scan(changes.new, (real, writer.root) if writer else None, progress)
         if own and writer and writer.n_sentences and not changes.present and not corrected:
             raise StoreError(
                 f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
@@ -149,6 +156,49 @@ def ingest(
     for entry in skipped:
         logger.warning("left out %s: %s", shown(source / entry.file), entry.reason)
     return Ingested(store, len(files) - len(damaged), changes.present, skipped, writer.n_sentences)
+
+
+def outline(source: PathLike, *, progress: Progress = lambda *_: None) -> xr.Dataset | None:
+    """Describe what the store of a folder of sentence NPZs will hold; only headers and small arrays are read.
+
+    Nothing is written, not even a lock.
+
+    Returns
+    -------
+    xarray.Dataset or None
+        As `open_store`, but all data are 0; None if `source` is a store, or a folder whose store is up to date.
+
+    Raises
+    ------
+    StoreNotFoundError, SourceError
+        As `find_store`.
+    """
+    source = _existing(source)
+    if is_store(source):
+        return None
+    path, paths = store_path(source), sentences.find(source)
+    store = (path, read_root(path)) if is_store(path) else None
+    changes = _compare(paths, *(_known(path) if store else ({}, 0)), progress)
+    if store and not changes.new:
+        return None
+    files, bad, _ = _scan(changes.new, store, progress)
+    if bad:
+        raise SourceError(_describe(source, bad, len(paths)))
+    coords: dict[str, list[Any]] = {
+        name: read_coord(*store, name).tolist() if store else [] for name in SENTENCE_COORDS
+    }
+    for file in files:
+        text, label = sentences.words(file.path)
+        one: dict[str, Any] = {
+            "sentence": file.sentence_index,
+            "label": label,
+            "n_tokens": file.n_tokens,
+            "n_nonfinite": 0,
+        }
+        one |= {"text": text, "source": file.path.name, "source_digest": file.digest}
+        for name, value in one.items():
+            coords[name].append(value)
+    return outlined(extraction_of(*store) if store else files[0].extraction, coords)
 
 
 @dataclass(frozen=True)
@@ -186,7 +236,7 @@ def _compare(
 
 
 def _scan(
-    paths: Sequence[Path], writer: Writer | None, progress: Progress
+    paths: Sequence[Path], store: tuple[Path, Root] | None, progress: Progress
 ) -> tuple[list[SentenceFile], list[Skipped], int]:
     """Check new files, also against what the store holds.
 
@@ -204,15 +254,16 @@ def _scan(
         done += 1
         progress("checking new files", done, len(paths))
 
-    scanned, bad = sentences.scan_all(paths, extraction_of(writer.path, writer.root) if writer else None, advance)
-    rows = {index: row for row, index in enumerate(writer.coord("sentence").tolist())} if writer else {}
-    known = {name: writer.coord(name) for name in ("source", "source_digest", "label", "text")} if writer else {}
+    names = ("sentence", "source", "source_digest", "label", "text")
+    index, *known = (read_coord(*store, name) for name in names) if store else [np.array([])] * len(names)
+    scanned, bad = sentences.scan_all(paths, extraction_of(*store) if store else None, advance)
+    rows = {sentence_index: row for row, sentence_index in enumerate(index.tolist())}
     files = []
     for file in scanned:
         if (row := rows.get(file.sentence_index)) is None:
             files.append(file)
             continue
-        source, *content = (values[row] for values in known.values())
+        source, *content = (values[row] for values in known)
         alone = sentences.changed_alone(file.path, *content)
         corrected += bool(alone)
         bad.append(Skipped(file.path.name, _conflict(file, str(source), alone)))
@@ -323,11 +374,16 @@ def find_store(source: PathLike, *, wait: bool = False, progress: Progress = lam
     SourceError, NpzError, StoreError
         As `ingest`; also if the folder's store was made from another folder of the same name.
     """
-    source = as_path(source)
+    source = _existing(source)
     if is_store(source):
         return source
-    if not source.exists():
-        raise StoreNotFoundError(f"{source}: no such store or folder of sentence NPZs; check the path")
     done = ingest(source, wait=wait, progress=progress)
     logger.info("%s: %d sentences of %s added, %d there already", done.store, done.added, source, done.present)
     return done.store
+
+
+def _existing(source: PathLike) -> Path:
+    source = as_path(source)
+    if not source.exists():
+        raise StoreNotFoundError(f"{source}: no such store or folder of sentence NPZs; check the path")
+    return source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,33 @@ def labelled(path: Path, root: Root, chunks_of: Callable[[Root, str], tuple[int,
     data = {name: variables.pop(name) for name in ARRAY_DIMS}
     attributes = {name: root["attributes"][name] for name in ("featurestore_schema", "featurestore_version")}
     return xr.Dataset(data, variables, attributes).isel()
+
+
+def outlined(extraction: Extraction, coords: Mapping[str, Sequence[Any]]) -> xr.Dataset:
+    """Label what a store will hold, for plans that are made before it is there: its data are all 0.
+
+    Parameters
+    ----------
+    extraction : Extraction
+        Layers, sizes, dtypes.
+    coords : mapping of str to sequence
+        Values of coordinates along `sentence`.
+    """
+    import dask.array as da
+    import xarray as xr
+
+    tokens = max(coords["n_tokens"])
+    sizes = {"sentence": len(coords["sentence"]), "token": tokens, "layer": len(extraction.layers)}
+    sizes |= {"hidden": extraction.hidden, "feature": extraction.features}
+    chunks = {"sentence": _SENTENCES, "token": 1, "layer": 1}
+    data = {
+        name: (dims, da.zeros([sizes[dim] for dim in dims], dtype, chunks=tuple(chunks.get(dim, -1) for dim in dims)))
+        for (name, dims), dtype in zip(ARRAY_DIMS.items(), extraction.dtypes, strict=True)
+    }
+    numbers: dict[str, Any] = {name: ("sentence", np.array(values)) for name, values in coords.items()}
+    numbers |= {"token": np.arange(-tokens, 0), "layer": np.array(extraction.layers)}
+    numbers |= {"average_l0": ("layer", np.array(extraction.average_l0s)), "feature": np.arange(extraction.features)}
+    return xr.Dataset(data, numbers)
 
 
 def open_array(path: Path, root: Root, name: str, *, writable: bool = False) -> zarr.Array[Any]:

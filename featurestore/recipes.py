@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,8 @@ from featurestore.targets import RANKINGS, Target, read_ranked
 
 if TYPE_CHECKING:
     from featurestore.sources import Source
+
+logger = logging.getLogger(__name__)
 
 MAX_DATASETS = 100_000
 PROBLEMS = ("skip", "refuse", "keep")
@@ -110,6 +113,10 @@ class Entry:
         n_targets = self.targets.top if isinstance(self.targets, Ranking) else len(self.targets or [{}])
         if (n := n_targets * math.prod(map(len, values))) > MAX_DATASETS:
             raise self.node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
+        if isinstance(self.targets, Ranking) and not source.readable:
+            what = "%s: %d datasets are of features that can only be ranked once it is ingested"
+            logger.info(what, source.name, n * len(self.methods))
+            return
         chosen = [dict(zip(self.alternatives, one, strict=True)) for one in product(*values)]
         if self.targets is None:
             yield from chosen

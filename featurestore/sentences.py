@@ -97,6 +97,19 @@ def scan(path: Path) -> SentenceFile:
         return _contents(archive).file
 
 
+def words(path: Path) -> tuple[str, int]:
+    """Read the text and the label of a file.
+
+    Raises
+    ------
+    NpzError
+        As `scan`.
+    """
+    with Archive(path) as archive:
+        contents = _contents(archive)
+    return contents.text, contents.label
+
+
 def scan_all(
     paths: Iterable[Path], extraction: Extraction | None, advance: Callable[[], None]
 ) -> tuple[list[SentenceFile], list[Skipped]]:

@@ -38,9 +38,13 @@ class Source:
     ----------
     store : Path
         The store.
+    outline : xarray.Dataset, optional
+        What it will hold, if it is not there yet, or not up to date (see `featurestore.ingestion.outline`).
 
     Attributes
     ----------
+    readable : bool
+        Whether there are values to read, not only an outline of them.
     ds : xarray.Dataset
         Its content, lazy.
     sentences : ndarray, (n,) int64
@@ -58,9 +62,10 @@ class Source:
         If it has no sentence.
     """
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, outline: xr.Dataset | None = None) -> None:
         self.path = store
-        self.ds = open_chunks(store)
+        self.readable = outline is None
+        self.ds = open_chunks(store) if outline is None else outline
         texts = {name: self.ds[name].compute(scheduler="threads") for name in ("text", "source", "source_digest")}
         self.ds = self.ds.assign_coords(texts)
         self.sentences = self.ds["sentence"].values

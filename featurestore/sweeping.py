@@ -16,8 +16,8 @@ from typing import Any
 from featurestore import datasets, preflight
 from featurestore.assembly import Assembly
 from featurestore.building import default_output
-from featurestore.errors import DatasetError, NpzError, RecipeError, shown, speaking, spelled
-from featurestore.ingestion import find_store
+from featurestore.errors import DatasetError, NonFiniteError, NpzError, RecipeError, shown, speaking, spelled
+from featurestore.ingestion import find_store, outline, store_path
 from featurestore.journal import Journal
 from featurestore.plans import Plan
 from featurestore.recipes import Recipe, load_recipe
@@ -111,7 +111,8 @@ def sweep(
     recipe : path-like or mapping
         A YAML file, or what one would contain. Folders of sentence NPZs are brought into their stores first.
     dry_run : bool
-        Check and list only. Targets are read, X is not.
+        Check and list only: nothing is written. Targets are read, X is not; folders that are not ingested yet, or not
+        wholly, are only scanned, so that their values are not checked, and features that are to be ranked not listed.
     force : bool
         Build again what is up to date, and replace files that hold something else.
     wait : bool
@@ -132,12 +133,13 @@ def sweep(
     """
     study = load_recipe(recipe)
     journal = Journal()
-    assemblies = [Assembly(source) for source in _sources(study, wait, progress)]
+    assemblies = [Assembly(source) for source in _sources(study, dry_run, wait, progress)]
     planned = [(assembly, item) for assembly in assemblies for item in _plan(study, assembly.source, force, journal)]
     _check_outputs([item for _, item in planned])
     pending = [(assembly, item) for assembly, item in planned if item.state != "current"]
     for assembly in assemblies:
-        assembly.probe(item.plan for owner, item in pending if owner is assembly)
+        if assembly.source.readable:
+            assembly.probe(item.plan for owner, item in pending if owner is assembly)
     result = Sweep(
         tuple(_judged(item, assembly, study) for assembly, item in planned),
         {
@@ -166,7 +168,9 @@ def sweep(
 @speaking("recipe")
 def _judged(item: Planned, assembly: Assembly, study: Recipe) -> Planned:
     """Say what is wrong with a dataset that is to be built, as far as it has been read, and leave it out if need be."""
-    fault = "" if item.state == "current" else preflight.problem(assembly, item.plan, study.min_active)
+    if item.state == "current" or not assembly.source.readable:
+        return item
+    fault = preflight.problem(assembly, item.plan, study.min_active)
     kept = not fault or (study.problems == "keep" and not preflight.obstacle(assembly, item.plan))
     return replace(item, state=item.state if kept else "unfit", problem=fault)
 
@@ -187,11 +191,18 @@ def _warned(result: Sweep) -> Sweep:
     return result
 
 
-def _sources(study: Recipe, wait: bool, progress: Progress) -> list[Source]:
+def _sources(study: Recipe, dry_run: bool, wait: bool, progress: Progress) -> list[Source]:
+    """Open the stores; for a dry run, folders that are not ingested yet are only scanned."""
     sources: dict[str, Source] = {}
     for node in study.stores:
         with node.located():
-            source = Source(find_store(node.text(), wait=wait, progress=progress))
+            scanned = outline(node.text(), progress=progress) if dry_run else None
+            if scanned is None:
+                source = Source(find_store(node.text(), wait=wait, progress=progress))
+            else:
+                source = Source(store_path(node.text()), scanned)
+                found = "%s is not ingested yet, or not wholly: its %d sentences are scanned, their values not checked"
+                logger.info(found, node.text(), len(source.sentences))
         if source.name in sources:
             raise node.error(f"a second store of the name {source.name}, whose datasets would have the same names")
         sources[source.name] = source
@@ -249,6 +260,7 @@ def _build(
     assembly.read([item.plan for item in planned], planned[0].output.parent, meter.add)
     judged = [_judged(item, assembly, study) for item in planned]
     _check_fitness(judged, study.problems)
+    late = {item.output: item for item in judged if item.problem}
     writing: dict[Future[Path], Planned] = {}
     n_constant = 0
 
@@ -265,7 +277,12 @@ def _build(
             for item in judged:
                 if item.state != "unfit":
                     settle(2 * _WORKERS)
-                    dataset, constant = assembly.dataset(item.plan)
+                    try:
+                        dataset, constant = assembly.dataset(item.plan)
+                    except NonFiniteError as error:
+                        late[item.output] = replace(item, state="unfit", problem=str(error))
+                        _check_fitness([late[item.output]], study.problems)
+                        continue
                     n_constant += constant > 0
                     writing[pool.submit(dataset.save, item.output, overwrite=item.state == "stale")] = item
             settle(0)
@@ -277,7 +294,7 @@ def _build(
             "%s: %d datasets have constant columns of X, which come out as 0", assembly.source.name, n_constant
         )
     assembly.forget()
-    return {item.output: item for item in judged if item.problem}
+    return late
 
 
 class _Meter:

@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from click.testing import Result
 from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
 from featurestore import assembly, datasets, reading, registry, store, strategies
 from featurestore.plans import Plan
+from featurestore.registry import Selection
 
 STUDY: dict[str, Any] = {
     "datasets": [
@@ -476,3 +478,67 @@ def test_example(recipe: Path, cli: Any) -> None:
         assert np.isfinite(dataset.X).all()
     assert yaml.safe_load(recipe.read_text())["stores"]
     assert f"built 0 datasets (0.0 MB) in generated_datasets, {len(listed)} up to date" in cli("sweep", recipe).output
+
+
+def test_a_dry_run_of_a_folder_writes_nothing(folder: Path, cli: Any) -> None:
+    """It is only scanned, yet lists what the sweep then builds; the same where a store lacks some of the folder."""
+    ranked = {"strategy": "hidden-to-feature", "targets": {"rank_by": "density", "top": 2}}
+    recipe = study(folder, split={"test_size": 0.25, "seed": 1}, output="swept")
+    recipe["datasets"] = [*recipe["datasets"], ranked]
+    Path("r.yaml").write_text(yaml.safe_dump(recipe))
+
+    def dry() -> tuple[Result, set[str]]:
+        before = files(Path())
+        result = cli("sweep", "r.yaml", "--dry-run")
+        assert result.exit_code == 0, result.output
+        assert files(Path()) == before
+        return result, set(re.findall(r"\S+\.npz", result.stdout))
+
+    result, listed = dry()
+    assert "150 sentences are scanned, their values not checked" in result.output
+    assert "2 datasets are of features that can only be ranked once it is ingested" in result.output
+    assert cli("sweep", "r.yaml").exit_code == 0
+    built = {str(path) for path in Path("swept").rglob("*.npz")}
+    assert listed < built
+    assert len(built - listed) == 2
+    _, again = dry()
+    assert again == built
+    write_sentence(folder, 150, tokens=9)
+    result, listed = dry()
+    assert "151 sentences are scanned" in result.output
+    assert result.stdout.count(" stale ") == len(listed) == len(built) - 2
+
+
+def test_a_dry_run_names_bad_files(folder: Path, cli: Any) -> None:
+    (folder / "sentence_000999.npz").write_bytes(b"")
+    Path("r.yaml").write_text(yaml.safe_dump(study(folder)))
+    before = files(Path())
+    result = cli("sweep", "r.yaml", "--dry-run")
+    assert result.exit_code == 1
+    assert "sentence_000999.npz: expected an NPZ" in result.output
+    assert files(Path()) == before
+
+
+@pytest.mark.parametrize(("problems", "code"), [("skip", 0), ("refuse", 1)])
+def test_values_that_normalizing_takes_out_of_range(
+    folder: Path, cli: Any, monkeypatch: pytest.MonkeyPatch, problems: str, code: int
+) -> None:
+    """Where test rows leave the range of float32, only that dataset is left out."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    split: dict[str, Any] = {"test_size": 0.25, "seed": 1}
+    metadata = featurestore.build(folder, "hidden-to-concept", layer=0, **split).metadata
+    test = metadata["sentence_indices"][metadata["split"] == "test"]
+
+    @featurestore.strategy("steep")
+    def steep(ds: xr.Dataset) -> Selection:
+        """Predict the label from values that are tiny but in the test part."""
+        values = np.where(np.isin(ds["sentence"], test), 1e30, 1e-20 * np.arange(ds.sizes["sentence"]))
+        return Selection(X=xr.DataArray(values, {"sentence": ds["sentence"]}), y=ds["label"])
+
+    recipe = study(folder, split=split, problems=problems, output="swept", normalize=["standardize", "none"])
+    recipe["datasets"] = [{"strategy": "steep"}]
+    Path("r.yaml").write_text(yaml.safe_dump(recipe))
+    result = cli("sweep", "r.yaml")
+    assert result.exit_code == code, result.output
+    assert "float32 cannot hold the other rows" in result.output
+    assert [path.name for path in Path("swept").rglob("*_standardize_*.npz")] == []
