@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import compute
 
 from featurestore.errors import StrategyError
 from featurestore.registry import Selection
@@ -57,6 +58,13 @@ class Aligned:
         target: da.Array = da.asarray(self.y.data)
         return target
 
+    def usable(self) -> Array:
+        """Tell which rows a dataset can hold, (k,) bool; reads X and y, in bounded memory."""
+        parts = [
+            representable(part).reshape((len(self.positions), -1)).all(axis=1) for part in (*self.columns, self.target)
+        ]
+        return np.all(compute(*parts, scheduler="threads", optimize_graph=False), axis=0)
+
     @property
     def width(self) -> int:
         """Columns of X."""
@@ -100,6 +108,14 @@ def align(selection: object, sentences: Array) -> Aligned:
     return aligned
 
 
+def representable(values: Any) -> Any:
+    """Tell which values a dataset can hold: as float32, or integers as int64; lazy for a dask array."""
+    if values.dtype.kind in "iub":
+        return values <= np.iinfo(np.int64).max
+    finite = np.isfinite(values)
+    return finite if values.dtype.itemsize <= 4 else finite & (abs(values) <= np.finfo(np.float32).max)
+
+
 def _checked(name: str, array: object) -> xr.DataArray:
     """Return a labelled array of numbers, with sentence as its first dim."""
     if not isinstance(array, xr.DataArray):
@@ -109,6 +125,9 @@ def _checked(name: str, array: object) -> xr.DataArray:
         lacking = "dim" if "sentence" not in array.dims else "coordinate"
         found = f"dims {array.dims} and coordinates {(*array.coords,)}"
         raise StrategyError(f"{name}: expected the {lacking} sentence, which joins X and y, found {found}")
+    if array["sentence"].dtype.kind not in "iu":
+        kind = array["sentence"].dtype
+        raise StrategyError(f"{name}: expected integers as coordinate sentence, found {kind}; keep that of ds")
     if array.dtype.kind not in "fiub":
         raise StrategyError(f"{name}: expected numbers, found {array.dtype}; convert it with .astype")
     if any(not size > 0 for size in array.shape):

@@ -15,6 +15,7 @@ import numpy as np
 from dask.base import compute
 
 from featurestore import normalize
+from featurestore.alignment import representable
 from featurestore.datasets import Columns, Dataset
 from featurestore.errors import NonFiniteError, SelectionError, naming, spelled
 from featurestore.normalize import Normalization, Statistics
@@ -65,12 +66,12 @@ class Assembly:
         rows = {block.name: nonfinite[one.positions] for one in selected for block in one.columns}
         blocks = {block.name: block for one in selected for block in one.columns if block.name not in self._finite}
         suspects = {name: block[rows[name]] for name, block in blocks.items() if rows[name].any()}
-        values, found = _compute(list(targets.values()), [_representable(block) for block in suspects.values()])
+        values, found = _compute(list(targets.values()), [representable(block) for block in suspects.values()])
         self._targets |= zip(targets, values, strict=True)
         for name in blocks:
             self._finite[name] = np.ones(len(rows[name]), bool)
-        for name, representable in zip(suspects, found, strict=True):
-            self._finite[name][rows[name]] = representable.all(axis=1)
+        for name, fit in zip(suspects, found, strict=True):
+            self._finite[name][rows[name]] = fit.all(axis=1)
 
     def read(
         self, plans: Iterable[Plan], scratch: Path | None = None, progress: Callable[[int], None] = lambda _: None
@@ -114,7 +115,7 @@ class Assembly:
         ndarray, (k,) bool
             False where X or y has NaN, infinity, or what float32 (of integers, int64) cannot hold.
         """
-        y = _representable(self.target(plan))
+        y = representable(self.target(plan))
         y = y.reshape(len(y), -1).all(axis=1)
         return np.all([y, *(self._finite[block.name] for block in self.source.select(plan).columns)], axis=0)
 
@@ -154,6 +155,8 @@ class Assembly:
             metadata |= {"near_duplicates_across": divided.across, "groups_digest": divided.groups_digest}
             if divided.fold is not None:
                 metadata |= {"fold": divided.fold[stored]}
+            if divided.version:
+                metadata |= {"split_version": divided.version}
         y = self.target(plan)[rows]
         dataset = Dataset(
             Columns(self._blocks(plan), rows, columns, fitted),
@@ -264,7 +267,7 @@ class _Input:
 
     def __setitem__(self, part: tuple[slice, slice], values: Array) -> None:
         self.raw[part] = values
-        self.finite[part[0]] = _representable(values).all(axis=1)
+        self.finite[part[0]] = representable(values).all(axis=1)
         self._progress(values.nbytes)
 
 
@@ -282,14 +285,6 @@ def _allocate(blocks: Sequence[da.Array], scratch: Path | None) -> list[Array]:
             offset = sum(array.nbytes for array in raw)
             raw.append(np.memmap(file, block.dtype, "w+", offset, block.shape))
         return raw
-
-
-def _representable(values: Any) -> Any:
-    """Tell which values a dataset can hold: as float32, or integers as int64; lazy for a dask array."""
-    if values.dtype.kind in "iub":
-        return values <= np.iinfo(np.int64).max
-    finite = np.isfinite(values)
-    return finite if values.dtype.itemsize <= 4 else finite & (abs(values) <= np.finfo(np.float32).max)
 
 
 def _compute(*collections: Any) -> Any:

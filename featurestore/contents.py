@@ -30,7 +30,7 @@ _FORMS: dict[str, tuple[str, list[str]]] = {
     **{f"meta_{name}": (_INTEGERS, ["", "k"]) for name in ("target_layer", "target_feature", "average_l0")},
     **{f"meta_{name}": (_INTEGERS, ["n"]) for name in ("sentence_indices", "fold")},
     "meta_split": (_TEXT, ["n"]),
-    "meta_groups_digest": (_TEXT, [""]),
+    **{f"meta_{name}": (_TEXT, [""]) for name in ("groups_digest", "strategy_code", "split_version")},
 }
 """What an array holds, and its shapes: n rows and d columns of X, any number of k."""
 
@@ -76,7 +76,7 @@ class Contents:
 
     def read(self, name: str) -> NDArray[Any]:
         """Read an array: X as float32, statistics as float64, all else as it is."""
-        array = self._archive.array(name, max_bytes=self._archive.size)
+        array = self._archive.array(name)
         self._check_form(name, array)
         if fault := self._fault(name, array):
             raise self._archive.error(name, f"{fault}; build it again")

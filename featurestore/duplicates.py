@@ -22,6 +22,8 @@ _SHARED = 8
 _BITS = 512
 """Bits of a set's signature."""
 
+_JOINERS = {chr(0x34F), *map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0))}
+
 Ids = NDArray[np.int32]
 
 
@@ -87,13 +89,18 @@ def group_near_duplicates(texts: Sequence[str], similarity: float = SIMILARITY) 
 def _normalized(text: str) -> str:
     """Keep letters (with their marks) and digits; of a text without any, such as an emoji, everything.
 
-    Characters that only format (Unicode's category Cf), such as soft hyphens and zero-width spaces, part no words.
+    Characters that are not seen (`is_invisible`) part no words.
     """
-    folded = _folded("".join(char for char in text if unicodedata.category(char) != "Cf"))
+    folded = _folded("".join(char for char in text if not is_invisible(char)))
     if not any(map(str.isalnum, folded)):
         return _folded(text).strip()
     words = (char if char.isalnum() or unicodedata.category(char)[0] == "M" else " " for char in folded)
     return " ".join("".join(words).split())
+
+
+def is_invisible(char: str) -> bool:
+    """Tell what only formats: soft hyphens, zero-width characters, joiners, variation selectors."""
+    return unicodedata.category(char) == "Cf" or char in _JOINERS
 
 
 def _folded(text: str) -> str:

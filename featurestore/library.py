@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
@@ -16,10 +15,11 @@ import numpy as np
 from featurestore import datasets, journal
 from featurestore.errors import DatasetError, FeatureStoreError, NpzError, StoreError, shown
 from featurestore.journal import File, located
+from featurestore.paths import PathLike, as_path
 from featurestore.plans import fingerprint, sentences_digest
 from featurestore.reading import read_coord
 from featurestore.splits import SplitOptions
-from featurestore.store import is_store, read_root
+from featurestore.store import is_store, read_root, store_name
 from featurestore.strategies import list_strategies
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ _NAMES = [
     "store_digest",
     "strategy_code",
     "groups_digest",
+    "split_version",
     "fingerprint",
 ]
 
@@ -83,7 +84,7 @@ class DatasetEntry:
     reason: str = ""
 
 
-def list_datasets(folder: str | os.PathLike[str], stores: str | os.PathLike[str] = "stores") -> list[DatasetEntry]:
+def list_datasets(folder: PathLike, stores: PathLike = "stores") -> list[DatasetEntry]:
     """List the datasets below a folder, by what their files say; X and y are not read.
 
     Parameters
@@ -103,12 +104,12 @@ def list_datasets(folder: str | os.PathLike[str], stores: str | os.PathLike[str]
     DatasetError
         If there is no such folder.
     """
-    folder = Path(folder)
+    folder, stores = as_path(folder), as_path(stores)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: expected a folder of datasets, found none; build some first")
-    if not Path(stores).is_dir():
+    if not stores.is_dir():
         logger.warning("%s: no such folder of stores, so no dataset can be compared with its store", stores)
-    present = _Present(Path(stores))
+    present = _Present(stores)
     entries: list[DatasetEntry] = []
     statistics: list[str] = []
     foreign = []
@@ -152,7 +153,8 @@ class _Present:
             reasons.insert(0, "the store has other sentences")
         if not made_of or (sentences is None and not reasons):
             return "unknown", "no such store" if made_of else "no fingerprint"
-        expected = fingerprint(_text(recorded, "parameters"), sentences or "", _text(recorded, "groups_digest"), now)
+        parameters, groups, version = (_text(recorded, key) for key in ("parameters", "groups_digest", "split_version"))
+        expected = fingerprint(parameters, sentences or "", groups, now, version)
         if not reasons and expected != made_of:
             reasons = ["the fingerprint is another"]
         return "stale" if reasons else "current", "; ".join(reasons)
@@ -196,7 +198,9 @@ def _sentences(stores: Path, name: str) -> str | None:
     if Path(name).name != name or name == "..":
         return None
     try:
-        store = stores / f"{name}.zarr" if is_store(stores / f"{name}.zarr") else stores / name
+        usual = [stores / f"{name}.zarr", stores / name]
+        others = (path for path in sorted(stores.iterdir()) if store_name(path) == name)  # links of other names
+        store = next((path for path in (*usual, *others) if is_store(path)), usual[0])
         root = read_root(store)
         indices, digests = (read_coord(store, root, coord) for coord in ("sentence", "source_digest"))
     except (StoreError, OSError, ValueError):

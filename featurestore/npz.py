@@ -99,11 +99,6 @@ class Archive:
         return list(self._members)
 
     @property
-    def size(self) -> int:
-        """Size of the file in bytes."""
-        return self._size
-
-    @property
     def digest(self) -> str:
         """SHA-256 over every array's name, size and CRC-32, as hex digits.
 
@@ -228,7 +223,7 @@ class Archive:
             raise self.error(name, "is encrypted or compressed by another method than DEFLATE; write it with numpy")
         if member.file_size > max_bytes:
             claim = f"{member.file_size:,} bytes, more than the limit of {max_bytes:,}"
-            raise self.error(name, f"has {claim}; leave the file out, or split the sentence")
+            raise self.error(name, f"has {claim}; leave the file out, or divide what it holds")
         longest = member.compress_size
         if member.compress_type == zipfile.ZIP_DEFLATED:
             longest = MAX_DEFLATE_RATIO * (member.compress_size + 1)

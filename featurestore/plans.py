@@ -153,7 +153,7 @@ def split_options(
     return SplitOptions(test_size, folds, 0 if seed is None else seed, group_by)
 
 
-def fingerprint(parameters: str, store_digest: str, groups_digest: str, code: str = "") -> str:
+def fingerprint(parameters: str, store_digest: str, groups_digest: str, code: str = "", split_version: str = "") -> str:
     """Identify a dataset by what it is made of, as hex digits of a SHA-256.
 
     Parameters
@@ -166,8 +166,11 @@ def fingerprint(parameters: str, store_digest: str, groups_digest: str, code: st
         Of the groups of ``group_by``, or nothing.
     code : str
         `Strategy.code`: nothing for built-in strategies whose values have never changed.
+    split_version : str
+        `Split.version`: nothing where sides have never changed, or without a split.
     """
-    content = json.dumps([SCHEMA_VERSION, parameters, store_digest, groups_digest, *filter(None, [code])])
+    further = [text for text in (code, split_version and f"split {split_version}") if text]
+    content = json.dumps([SCHEMA_VERSION, parameters, store_digest, groups_digest, *further])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

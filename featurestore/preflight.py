@@ -50,7 +50,7 @@ def problem(assembly: Assembly, plan: Plan, min_active: int) -> str:
     finite, source = assembly.finite(plan), assembly.source
     selected, target, divided = source.select(plan), assembly.target(plan), source.split(plan.split)
     y = selected.y
-    if y.name == "label":
+    if y.name == "label" and y.ndim == 1:
         if fault := _constant(target[finite], "sentences"):
             return f"y is {fault}"
         return _missing_labels(target[finite], divided, selected.positions[finite]) if divided else ""

@@ -28,6 +28,7 @@ from featurestore.strategies import get_strategy, load_plugin
 from featurestore.targets import RANKINGS, Target, read_ranked
 
 if TYPE_CHECKING:
+    from featurestore.alignment import Aligned
     from featurestore.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -54,24 +55,27 @@ class Ranking:
     top: int
     layers: Numbers | None
     min_active: int
+    drop_nonfinite: bool
 
     def find(
         self, source: Source, entry: Entry, chosen: Mapping[str, Any], split: SplitOptions | None
     ) -> list[Located]:
         """Rank the features of a store, by the training rows if there is a split.
 
-        Only sentences that the strategy selects count; which these are must not depend on the feature.
+        Only sentences that the strategy selects, and that are not dropped, count; which these are must not depend on
+        the feature.
         """
 
-        def rows(target: Target) -> Any:
-            return source.select(Plan.of(entry.strategy.name, {**chosen, **target})).positions
+        def selected(target: Target) -> Aligned:
+            return source.select(Plan.of(entry.strategy.name, {**chosen, **target}))
 
         with self.node.located():
             layers = self.layers or source.layers
-            counted = rows(_told({"target_layer": layers[0], "target_feature": 0}, source))
+            first = selected(_told({"target_layer": layers[0], "target_feature": 0}, source))
+            counted = first.positions[first.usable()] if self.drop_nonfinite else first.positions
             ranked = source.rank(self.by, layers, self.top, counted, split, self.min_active)
             found = [_told(target, source) for target in ranked]
-            if not all(np.array_equal(rows(target), counted) for target in found):
+            if not all(np.array_equal(selected(target).positions, first.positions) for target in found):
                 raise SelectionError(
                     f"{entry.strategy.name} selects other sentences for other features, so none can be ranked; "
                     "name the targets"
@@ -256,7 +260,7 @@ def _recipe(root: Node) -> Recipe:
     with faults.collected(given["datasets"]):
         for node in given["datasets"].items():
             with faults.collected(node):
-                entries.append(_entry(node, methods, min_active))
+                entries.append(_entry(node, methods, min_active, drop_nonfinite))
     faults.check()
     return Recipe(tuple(stores), tuple(entries), split, drop_nonfinite, statistics, output, problems, min_active, files)
 
@@ -266,7 +270,7 @@ def _path(node: Node) -> Path:
         return as_path(node.text())
 
 
-def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
+def _entry(node: Node, methods: Methods, min_active: int, drop_nonfinite: bool) -> Entry:
     named = node.value.get("strategy") if isinstance(node.value, dict) else None
     if named is None:
         raise node.error("expected a strategy and its options; the key strategy is missing")
@@ -284,7 +288,7 @@ def _entry(node: Node, methods: Methods, min_active: int) -> Entry:
     files: list[File] = []
     if "targets" in given:
         with faults.collected(given["targets"]):
-            found = _targets(given["targets"], min_active)
+            found = _targets(given["targets"], min_active, drop_nonfinite)
             if isinstance(ranking := given["targets"].value, dict) and "ranked" in ranking:
                 files = tables(ranking=ranking["ranked"].text())
             if both := [name for name in (*TARGET, "average_l0") if name in alternatives]:
@@ -334,7 +338,7 @@ def _values(option: Option, node: Node, source: Source | None) -> list[Any]:
     return values
 
 
-def _targets(node: Node, min_active: int) -> list[Located] | Ranking:
+def _targets(node: Node, min_active: int, drop_nonfinite: bool) -> list[Located] | Ranking:
     """Read the target features of an entry: pairs, the ranking of a file, or one to be made here."""
     if isinstance(node.value, list):
         return [(pair, _pair(pair)) for pair in node.items()]
@@ -352,7 +356,8 @@ def _targets(node: Node, min_active: int) -> list[Located] | Ranking:
     if "layers" in given and not given["layers"].is_word(ALL):
         with given["layers"].located():
             layers = numbers(spelled("layers"), given["layers"].plain())
-    return Ranking(node, given["rank_by"].choice(list(RANKINGS)), given["top"].count(), layers, min_active)
+    by, top = given["rank_by"].choice(list(RANKINGS)), given["top"].count()
+    return Ranking(node, by, top, layers, min_active, drop_nonfinite)
 
 
 def _pair(node: Node) -> Target:

@@ -198,7 +198,9 @@ class Source:
 
     def fingerprint(self, plan: Plan) -> str:
         """Identify the dataset that a plan makes of this store."""
-        return fingerprint(plan.parameters, self.digest, self.groups_digest(plan), plan.strategy.code)
+        divided = self.split(plan.split)
+        version = divided.version if divided else ""
+        return fingerprint(plan.parameters, self.digest, self.groups_digest(plan), plan.strategy.code, version)
 
     def groups_digest(self, plan: Plan) -> str:
         """Identify the groups of the sentences that a plan keeps together; nothing without ``group_by``."""
@@ -261,7 +263,8 @@ _ABOUT_ACTIVATIONS = {"average_l0": "average_l0", "features": "feature"}
 
 def _about(array: xr.DataArray, coord: str) -> Array | None:
     """Return a coordinate of the columns, if there is one of numbers."""
-    if coord not in array.coords or "sentence" in array[coord].dims or array[coord].dtype.kind not in "iu":
+    known = array.coords.get(coord)
+    if known is None or known.ndim > 1 or "sentence" in known.dims or known.dtype.kind not in "iu":
         return None
     values: Array = array[coord].values
     return values

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.duplicates import Components, group_near_duplicates
+from featurestore.duplicates import Components, group_near_duplicates, is_invisible
 from featurestore.errors import ParameterError, SelectionError, brief, spelled
 from featurestore.groups import group_names
 from featurestore.ranges import integer
@@ -87,6 +87,9 @@ class Split:
         On which side each would be, numbered in any way, had the same split ignored near-duplicates.
     groups_digest : str
         SHA-256 of the sentences' groups, in hex; empty without `group_by`.
+    version : str
+        ``"2"`` where sentences may be on other sides than by the first version of this calculation: where that missed
+        the nearest size, or texts hold invisible characters. Otherwise empty.
     """
 
     train: NDArray[np.bool_]
@@ -95,6 +98,7 @@ class Split:
     groups: NDArray[np.int64]
     careless: NDArray[np.int64]
     groups_digest: str
+    version: str = ""
 
     @property
     def duplicates(self) -> int:
@@ -189,11 +193,12 @@ def split(ds: xr.Dataset, options: SplitOptions) -> Split:
     units = _connected(near, groups)
     if len(np.unique(units)) < _n_sides(options):
         raise _impossible(units, options)
-    train, fold = _divide(units, label, options)
+    train, fold, again = _divide(units, label, options)
     sides = _sides(train, fold)
     if not _met(sides, options):
         raise _impossible(units, options)
-    careless = _sides(*_divide(groups, label, options)) if len(np.unique(near)) < len(near) else sides
+    careless = _sides(*_divide(groups, label, options)[:2]) if len(np.unique(near)) < len(near) else sides
+    changed = again or any(is_invisible(char) for one in text.tolist() if not one.isascii() for char in one)
     back = np.argsort(order)
     return Split(
         train=train[back],
@@ -202,23 +207,26 @@ def split(ds: xr.Dataset, options: SplitOptions) -> Split:
         groups=groups[back],
         careless=careless[back],
         groups_digest="" if options.group_by is None else _digest(sentence.tolist(), named),
+        version="2" if changed else "",
     )
 
 
 def _divide(
     units: NDArray[np.int64], labels: NDArray[np.int64], options: SplitOptions
-) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None]:
+) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None, bool]:
+    """Return the training rows, the folds, and whether the test part took a second attempt."""
     rng = np.random.default_rng(options.seed)
-    train = np.ones(len(units), np.bool_)
+    train, again = np.ones(len(units), np.bool_), False
     if options.test_size is not None:
-        train = assign_two(units, labels, options.test_size, rng) == 0
+        part, again = assign_two(units, labels, options.test_size, rng)
+        train = part == 0
     if options.folds is None:
-        return train, None
+        return train, None, again
     fold = np.full(len(units), -1)
     # The largest unit goes to the first of equal parts: without the permutation always to the test part.
     shares = np.full(options.folds, 1 / options.folds)
     fold[train] = rng.permutation(options.folds)[assign(units[train], labels[train], shares, rng)]
-    return (train if options.test_size is not None else fold != 0), fold
+    return (train if options.test_size is not None else fold != 0), fold, again
 
 
 def _connected(near: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -21,22 +21,23 @@ def assign(units: Rows, labels: Rows, shares: NDArray[np.float64], rng: np.rando
     return _greedy(_by_size_and_label(_shuffled(units, rng), labels), labels, shares)
 
 
-def assign_two(units: Rows, labels: Rows, share: float, rng: np.random.Generator) -> Rows:
+def assign_two(units: Rows, labels: Rows, share: float, rng: np.random.Generator) -> tuple[Rows, bool]:
     """Divide rows into part 0 and, of a given share, part 1, whose size is the nearest that the units permit.
 
     As `assign` divides them, if that is the nearest. Otherwise once more, and a unit goes where the rest can still
     make up the size; then units of one size are not in the order of labels, lest the last label makes it up alone.
+    The second value returned says whether it was divided once more.
     """
     order, shares, asked = _shuffled(units, rng), np.array([1 - share, share]), share * len(units)
     part = _greedy(_by_size_and_label(order, labels), labels, shares)
     off = abs(np.count_nonzero(part) - asked)
     if off <= 0.5:
-        return part
+        return part, False
     fewest, possible = _fillings(Counter(map(len, order)), len(units))
     nearest = int(possible[abs(possible - asked).argmin()])
     if off <= abs(nearest - asked) + 1e-9 or nearest in (0, len(units)):
-        return part
-    return _greedy(sorted(order, key=len, reverse=True), labels, shares, nearest, fewest)
+        return part, False
+    return _greedy(sorted(order, key=len, reverse=True), labels, shares, nearest, fewest), True
 
 
 def _greedy(

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 _WORKERS = min(4, os.cpu_count() or 1)
 
-_CHANGING = ("store_digest", "strategy_code", "groups_digest")
-"""What a dataset records of its sentences, its strategy and its groups: one that differs has an earlier state."""
+_CHANGING = ("store_digest", "strategy_code", "groups_digest", "split_version")
+"""What a dataset records of its sentences, strategy, groups and split: one that differs has an earlier state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +227,9 @@ def _state(output: Path, source: Source, plan: Plan, journal: Journal) -> str:
     made_of = str(recorded.get("fingerprint"))
     if made_of == source.fingerprint(plan):
         return "current"
-    now = dict(zip(_CHANGING, (source.digest, plan.strategy.code, source.groups_digest(plan)), strict=True))
+    divided = source.split(plan.split)
+    values = source.digest, plan.strategy.code, source.groups_digest(plan), divided.version if divided else ""
+    now = dict(zip(_CHANGING, values, strict=True))
     changed = {name for name, value in now.items() if str(recorded.get(name, "")) != value}
     if str(recorded.get("parameters")) != plan.parameters or str(recorded.get("store")) != source.name or not changed:
         return "other"

@@ -440,17 +440,34 @@ def test_fingerprints_of_built_in_strategies_are_what_they_were(tmp_path: Path) 
         ("embedding-to-concept", {}, None, {}, "527408e6e632b3d09e4766f27b21c28f45ceb81dc7dbe9919c4635fd861c6c39"),
         ("hidden-to-feature", {"target_layer": 12, "target_feature": 123, "input_layer": 10}, None, {},
          "3da20b9eebed60d1378ef70d082d11794daa7605ce682e6714678f6c310f6a2f"),
-        ("hidden-to-concept", {"layers": "0-2,10"}, "minmax", {"test_size": 0.25, "group_by": "n_tokens"},
-         "5b4864010b1536f014fed7dbc8a803b18a7a1159e4cf3517126a3cfe524440b6"),
+        ("hidden-to-concept", {"layers": "0-2,10"}, "minmax", {"test_size": 0.25, "seed": 1},
+         "e6fb83b314e8d46bbe06704baa20afbcf7259b793cd0b47bbf30bc8ebb2f6d30"),
+        ("hidden-to-concept", {"layers": "0-2,10"}, "minmax", {"folds": 5, "group_by": "n_tokens"},
+         "f1ca8f007d6eeee5292847d6c10ea6599effc08b08e5643dbb6f752e3546a455"),
         ("activation-to-concept", {"layer": 12, "densest": 10}, None, {},
          "c14298850e36ffa19c056db3807427f0f88df8d715a44317c85780b237777a9d"),
         ("hidden-to-features", {"target_layer": 12, "target_features": "5,7"}, None, {},
          "43a0aff66d98807d370222c6a89057356cc3c6428f5327e0bfbefb77f38223e7"),
     ):  # fmt: skip
-        plan = Plan.of(name, options, normalize, split=split_options(**split))  # type: ignore[arg-type]
+        plan = Plan.of(name, options, normalize, split=split_options(**split))
         assert source.fingerprint(plan) == expected, name
-    dataset = featurestore.build(tmp_path / "dishonesty.zarr", "embedding-to-concept")
-    assert "strategy_code" not in dataset.metadata
+    dataset = featurestore.build(tmp_path / "dishonesty.zarr", "embedding-to-concept", test_size=0.25, seed=1)
+    assert {"strategy_code", "split_version"}.isdisjoint(dataset.metadata)
+
+
+def test_a_split_whose_sides_have_moved_is_seen(tmp_path: Path) -> None:
+    """Its earlier fingerprint is that of another test part, of 13 rows instead of 14."""
+    store = tmp_path / "stores" / "dishonesty.zarr"
+    featurestore.ingest(SAMPLE, store)
+    metadata = featurestore.build(
+        store, "hidden-to-concept", layers="0-2,10", normalize="minmax", output=tmp_path / "x.npz", test_size=0.25,
+        group_by="n_tokens",
+    ).metadata  # fmt: skip
+    assert np.count_nonzero(metadata["split"] == "test") == 14
+    assert str(metadata["split_version"]) == "2"
+    assert str(metadata["fingerprint"]) != "5b4864010b1536f014fed7dbc8a803b18a7a1159e4cf3517126a3cfe524440b6"
+    (entry,) = featurestore.list_datasets(tmp_path, tmp_path / "stores")
+    assert entry.state == "current"
 
 
 def test_a_raised_version_is_seen(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -439,9 +439,9 @@ def test_a_ranking_made_here(folder: Path, by: str, split: Any) -> None:
     activations = np.stack([s["activations"][:, -1] for s in sentences]).astype(np.float64)
     labels = np.array([int(s["concept_strength_label"]) for s in sentences])
     recipe: dict[str, Any] = {"stores": "care"}
+    featurestore.ingest(folder)
     if split:
         recipe |= {"split": split}
-        featurestore.ingest(folder)
         dataset = featurestore.build("stores/care.zarr", "hidden-to-concept", layer=0, **split)
         train = dataset.metadata["split"] == "train"
         assert 0 < train.sum() < 90

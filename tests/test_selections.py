@@ -184,6 +184,14 @@ REFUSED: dict[str, tuple[Select, str]] = {
         lambda ds: Selection(X=hidden(ds), y=ds["hidden_states"].sel(token=-1)),
         "y: expected the dim sentence and at most one more",
     ),
+    "a sentence coordinate of objects": (
+        lambda ds: Selection(X=hidden(ds).assign_coords(sentence=[None] * 12), y=ds["label"]),
+        "X: expected integers as coordinate sentence, found object",
+    ),
+    "a sentence coordinate of several levels": (
+        lambda ds: Selection(X=hidden(ds).set_index(sentence=["label", "n_tokens"]), y=ds["label"]),
+        "X: expected integers as coordinate sentence, found object",
+    ),
     "X text": (lambda ds: Selection(X=ds["text"], y=ds["label"]), "X: expected numbers"),
     "y text": (lambda ds: Selection(X=hidden(ds), y=ds["text"]), "y: expected numbers"),
     "X complex": (lambda ds: Selection(X=hidden(ds) * 1j, y=ds["label"]), "X: expected numbers, found complex"),
@@ -360,6 +368,50 @@ def test_features_cannot_be_ranked_where_they_choose_the_rows(store: Path) -> No
     entry = {"strategy": "active-to-feature", "targets": {"rank_by": "density", "top": 3}}
     with pytest.raises(featurestore.RecipeError, match="selects other sentences for other features"):
         featurestore.sweep({"stores": str(store), "min_active": 1, "datasets": [entry]}, dry_run=True)
+
+
+def test_rankings_leave_out_what_is_dropped(store: Path, arrays: Any) -> None:
+    """The same sentences, left out by the strategy or as NaN in y or X: the same features rank first."""
+    low = [index for index, one in arrays.items() if one["concept_strength_label"] < 2]
+
+    def ranked(change: Callable[[xr.DataArray, xr.DataArray], tuple[Any, Any]]) -> list[int]:
+        def some_to_feature(
+            ds: xr.Dataset, *, target_layer: Annotated[int, "Layer."], target_feature: Annotated[int, "Feature."]
+        ) -> Selection:
+            """Predict a feature in some sentences."""
+            X, y = change(
+                hidden(ds).astype("f4"), ds["activations"].sel(token=-1, layer=target_layer, feature=target_feature)
+            )
+            return Selection(X=X, y=y)
+
+        strategy("some-to-feature")(some_to_feature)
+        entry = {"strategy": "some-to-feature", "targets": {"rank_by": "density", "top": 4}}
+        recipe = {"stores": str(store), "min_active": 1, "drop_nonfinite": True, "datasets": [entry]}
+        done = featurestore.sweep(recipe, dry_run=True)
+        return [tuple(planned.plan.arguments.values()) for planned in done.datasets]  # type: ignore[misc]
+
+    expected = ranked(lambda X, y: (X.sel(sentence=low), y.sel(sentence=low)))
+    assert ranked(lambda X, y: (X, y.where(y["sentence"].isin(low)))) == expected
+    assert ranked(lambda X, y: (X.where(y["sentence"].isin(low)), y)) == expected
+    assert ranked(lambda X, y: (X, y)) != expected
+
+
+def test_columns_with_a_layer_of_two_dims(store: Path) -> None:
+    def select(ds: xr.Dataset) -> Selection:
+        X = ds["hidden_states"].isel(token=[-2, -1]).sel(layer=1, drop=True)
+        return Selection(X=X.assign_coords(layer=(("token", "hidden"), np.ones((2, 6), int))), y=ds["label"])
+
+    assert build(store, select, drop_nonfinite=True).metadata["input_layers"].tolist() == []
+
+
+def test_labels_side_by_side(store: Path) -> None:
+    def select(ds: xr.Dataset) -> Selection:
+        y = xr.concat([ds["label"], 3 - ds["label"]], "column").rename("label")
+        return Selection(X=hidden(ds), y=y)
+
+    dataset = build(store, select, test_size=0.25)
+    assert dataset.y.shape == (12, 2)
+    assert (dataset.y.sum(axis=1) == 3).all()
 
 
 def test_a_strategy_cannot_change_what_others_get(store: Path, arrays: Any) -> None:

@@ -313,6 +313,7 @@ FAULTY: list[dict[str, Any]] = [
 
 def test_unfit_datasets_are_left_out_or_refused(faulty: Path) -> None:
     recipe = study(faulty, datasets=FAULTY)
+    featurestore.ingest(faulty)
     done = featurestore.sweep(recipe, dry_run=True)
     assert [planned.problem for planned in done.datasets] == [
         "feature 1 of layer 0 is dead: active in none of 150 training sentences",
@@ -336,6 +337,7 @@ def test_unfit_datasets_are_left_out_or_refused(faulty: Path) -> None:
 def test_unfit_datasets_are_built_all_the_same(faulty: Path, caplog: pytest.LogCaptureFixture, cli: Any) -> None:
     """Those that can be, with a warning and the same bytes as `build` makes; values that are not finite cannot."""
     recipe = study(faulty, datasets=FAULTY, problems="keep")
+    featurestore.ingest(faulty)
     done = featurestore.sweep(recipe, dry_run=True)
     assert states(done) == {"new": 6, "unfit": 1}
     assert [bool(planned.problem) for planned in done.datasets] == [True] * 3 + [False] * 3 + [True]
