@@ -91,18 +91,21 @@ def align(selection: object, sentences: Array) -> Aligned:
     blocks = selection.blocks
     if not blocks:
         raise StrategyError("X: expected at least one block of columns, found none")
-    names = ["X"] if len(blocks) == 1 else [f"X[{i}]" for i in range(len(blocks))]
-    arrays = [_checked(name, block) for name, block in zip([*names, "y"], [*blocks, selection.y], strict=True)]
-    if arrays[-1].ndim > 2:
-        raise StrategyError(f"y: expected the dim sentence and at most one more, found {arrays[-1].dims}")
-    places = [_places(name, array, sentences) for name, array in zip([*names, "y"], arrays, strict=True)]
-    positions = np.sort(places[-1])
-    for name, place in zip(names, places, strict=False):
+    given = {"X" if len(blocks) == 1 else f"X[{i}]": block for i, block in enumerate(blocks)} | {"y": selection.y}
+    arrays = {name: _checked(name, array) for name, array in given.items()}
+    if arrays["y"].ndim > 2:
+        raise StrategyError(f"y: expected the dim sentence and at most one more, found {arrays['y'].dims}")
+    places = {name: _places(name, array, sentences) for name, array in arrays.items()}
+    positions = np.sort(places["y"])
+    for name, place in places.items():
         if len(differing := np.setxor1d(place, positions)):
             some = ", ".join(map(str, sentences[differing[:3]])) + ", ..." * (len(differing) > 3)
             found = f"{len(differing)} are only in one of them (sentence_index {some})"
             raise StrategyError(f"{name} and y name different sentences: {found}; select the same for both")
-    *X, y = (array if _ascend(at) else array[np.argsort(at)] for array, at in zip(arrays, places, strict=True))
+    *X, y = (
+        array if np.array_equal(places[name], positions) else array[np.argsort(places[name])]
+        for name, array in arrays.items()
+    )
     aligned = Aligned(positions, sentences[positions], tuple(X), y, selection.densest)
     _check_densest(aligned)
     return aligned
@@ -148,10 +151,6 @@ def _places(name: str, array: xr.DataArray, sentences: Array) -> Array:
         values, counts = np.unique(found, return_counts=True)
         raise StrategyError(f"{name}: names sentence {values[counts > 1][0]} twice; name each once")
     return at
-
-
-def _ascend(places: Array) -> bool:
-    return bool(np.all(np.diff(places) > 0))
 
 
 def _check_densest(aligned: Aligned) -> None:

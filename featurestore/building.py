@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ from featurestore import datasets, preflight
 from featurestore.assembly import Assembly
 from featurestore.ingestion import find_store
 from featurestore.journal import Journal, statistics_file, tables
+from featurestore.paths import PathLike
 from featurestore.plans import Plan, split_options
 from featurestore.preflight import MIN_ACTIVE
 from featurestore.sources import Source
 from featurestore.store import store_name
 
 logger = logging.getLogger(__name__)
-
-PathLike = str | os.PathLike[str]
 
 
 def build(

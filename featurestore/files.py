@@ -72,13 +72,15 @@ def _publish(file: IO[bytes], path: Path, overwrite: bool) -> bool:
     """Give a complete file its name, at once; tell whether it has it, or other content stands in its way."""
     if _link(file, path) or (path.exists() and _is_copy(file, path)):
         return True
+    if path.exists() and not overwrite:
+        return False
     with _spare_name(path.parent) as spare:
         if not _link(file, spare):  # a file system without hard links
             file.seek(0)
             with spare.open("xb") as copy:
                 shutil.copyfileobj(file, copy, _CHUNK_BYTES)
                 _flush(copy)
-        if path.exists() and not overwrite:
+        if path.exists() and not overwrite:  # by now
             return False
         spare.replace(path)
     return True
