@@ -176,7 +176,7 @@ class Assembly:
         if len(bad) == 0:
             return selected.order, bad
         some = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        what = "NaN or infinite values, or some beyond float32"
+        what = "NaN or infinite values, or some beyond float32 or int64"
         found = f"{len(bad)} of {len(finite)} sentences have {what} (sentence_index {some})"
         if not plan.drop_nonfinite:
             raise NonFiniteError(

@@ -38,6 +38,7 @@ from featurestore.store import (
     dim_sizes,
     encode,
     encode_root,
+    is_store,
     new_root,
     read_root,
     real_path,
@@ -142,6 +143,8 @@ class Writer:
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise StoreError(f"{path}: expected a feature store or nothing, found something else; choose another path")
+        if outer := next((parent for parent in path.parents if is_store(parent)), None):
+            raise StoreError(f"{path}: is inside the store {outer}; choose another path")
         root = new_root(extraction)
         aside = path.with_name(path.name + PARTIAL)
         _remove(aside)

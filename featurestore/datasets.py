@@ -20,6 +20,7 @@ from featurestore.files import whole_file
 from featurestore.normalize import PARAMETERS, Normalization, numbers
 from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
+from featurestore.store import is_store
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -289,11 +290,13 @@ def check_output(path: PathLike) -> Path:
     ParameterError
         If it does not end in ``.npz``.
     DatasetError
-        If it is a folder, a device or the like, or a link that leads to itself.
+        If it is a folder, a device or the like, or a link that leads to itself, or is inside a store.
     """
     path = as_path(path)
     if path.suffix != ".npz":
         raise ParameterError(f"{path}: expected an output that ends in .npz")
+    if store := next((parent for parent in path.absolute().parents if is_store(parent)), None):
+        raise DatasetError(f"{path}: is inside the store {store}; choose another output")
     try:
         mode = path.stat().st_mode
     except OSError as error:

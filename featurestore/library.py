@@ -126,7 +126,7 @@ def list_datasets(folder: PathLike, stores: PathLike = "stores") -> list[Dataset
         logger.warning("left out %d NPZ files that are no datasets, such as %s", len(foreign), foreign[0])
     known = {entry.fingerprint for entry in entries}
     for i, (entry, used) in enumerate(zip(entries, statistics, strict=True)):
-        if used and used not in known and (reason := present.statistics(folder / entry.file, entry.fingerprint)):
+        if used and (reason := present.statistics(folder / entry.file, entry.fingerprint, used in known)):
             entries[i] = _stale(entry, reason)
     return _carried(entries, statistics)
 
@@ -157,12 +157,18 @@ class _Present:
         expected = fingerprint(parameters, sentences or "", groups, now, version)
         if not reasons and expected != made_of:
             reasons = ["the fingerprint is another"]
+        if not reasons and code and name not in self._strategies:
+            return "unknown", f"the code of {name} is not known here; name its plugin"
         return "stale" if reasons else "current", "; ".join(reasons)
 
-    def statistics(self, path: Path, made_of: str) -> str:
-        """Say what is wrong with the file of statistics that a dataset depends on, if that is known."""
+    def statistics(self, path: Path, made_of: str, elsewhere: bool) -> str:
+        """Say what is wrong with the file of statistics that a dataset depends on, if that is known.
+
+        One that is gone does no harm where the same statistics are `elsewhere`.
+        """
         for file in self._used(path, made_of):
-            if file.kind == "statistics" and (found := self._fingerprint(located(file, path.parent))) != file.identity:
+            found = self._fingerprint(located(file, path.parent))
+            if file.kind == "statistics" and found != file.identity and (found or not elsewhere):
                 return f"statistics: {shown(file.path)} is {'another dataset now' if found else 'gone'}"
         return ""
 

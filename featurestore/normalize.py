@@ -56,7 +56,8 @@ class Normalization:
         Returns
         -------
         ndarray, (..., d) float32
-            Calculated in float64 and rounded once.
+            Calculated in float64 and rounded once. What float32 cannot hold becomes infinite, with numpy's warning; a
+            dataset refuses it.
 
         Raises
         ------

@@ -74,7 +74,9 @@ class Archive:
             mode = path.stat().st_mode
             if not stat.S_ISREG(mode):  # not even opened: a pipe would block, a device has no end
                 found = _KINDS.get(stat.S_IFMT(mode), "something else")
-                raise NpzError(f"{shown(path)}: cannot be read: expected a file, found {found}; remove it")
+                raise NpzError(
+                    f"{shown(path)}: cannot be read: expected a file, found {found}; remove it, or check the path"
+                )
             self._file: IO[bytes] = path.open("rb")
         except OSError as error:
             raise NpzError(f"{shown(path)}: cannot be read ({error.strerror})") from error

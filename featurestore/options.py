@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from featurestore.ranges import Numbers
+from featurestore.ranges import Numbers, format_numbers
 from featurestore.registry import Option, Strategy
 from featurestore.strategies import list_strategies, load_plugin
 from featurestore.terminal import UserPath
@@ -134,7 +134,10 @@ def _remark(strategy: Strategy, option: Option) -> str:
     if option.name in strategy.one_of:
         others = [other.flag for other in strategy.options if other.name in strategy.one_of and other != option]
         return f"  [or {', '.join(others)}]"
-    return "" if option.default is None or option.default is False else f"  [default: {option.default}]"
+    if option.default is None or option.default is False:
+        return ""
+    default = format_numbers(option.default) if isinstance(option.default, tuple) else option.default
+    return f"  [default: {default}]"
 
 
 def _records(ctx: click.Context, params: Sequence[click.Parameter]) -> list[tuple[str, str]]:

@@ -23,6 +23,8 @@ def as_path(path: PathLike) -> Path:
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
         raise ParameterError(f"expected a path, as text or pathlib.Path, found {brief(path)}")
+    if not text:
+        raise ParameterError("expected a path, found an empty text; write . for the working folder")
     try:
         found = Path(text).expanduser()
         encoded = os.fsencode(found)

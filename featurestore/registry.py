@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -114,10 +116,10 @@ class Option:
         if self.type is int:
             return integer(spelled(self.name), value)
         if self.type is float and isinstance(value, Real) and not isinstance(value, bool):
-            try:
-                return float(value)
-            except OverflowError as error:
-                raise ParameterError(f"{spelled(self.name)}: expected a number, found {brief(value)}") from error
+            with suppress(OverflowError):
+                if math.isfinite(number := float(value)):
+                    return number
+            raise ParameterError(f"{spelled(self.name)}: expected a finite number, found {brief(value)}")
         if not isinstance(value, self.type):
             raise ParameterError(f"{spelled(self.name)}: expected {self.type.__name__}, found {brief(value)}")
         return value

@@ -68,6 +68,9 @@ class Source:
         self.ds = open_chunks(store) if outline is None else outline
         texts = {name: self.ds[name].compute(scheduler="threads") for name in ("text", "source", "source_digest")}
         self.ds = self.ds.assign_coords(texts)
+        for coord in self.ds.coords.values():
+            if isinstance(coord.data, np.ndarray):
+                coord.data.flags.writeable = False  # all strategies see the same
         self.sentences = self.ds["sentence"].values
         if len(self.sentences) == 0:
             raise SelectionError(f"{store}: holds no sentences yet; ingest some first")
@@ -101,6 +104,11 @@ class Source:
                 selection = plan.strategy.select(self.ds.copy(), **plan.arguments)
             except SelectionError as error:
                 raise SelectionError(f"{self.path}: {error}") from None
+            except SystemExit as stop:
+                raise StrategyError(f"{plan.strategy.name}: ends in sys.exit({stop.code!r}); raise an error") from None
+            except Exception as error:
+                error.add_note(f"in the strategy {plan.strategy.name}")
+                raise
             try:
                 self._selections[key] = align(selection, self.sentences)
             except StrategyError as error:

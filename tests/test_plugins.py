@@ -713,3 +713,36 @@ def test_listings_go_on_whatever_is_there(store: Path, cli: Any, tmp_path: Path)
         assert f"left out {len(hostile)} NPZ files" in result.output
         assert all(f"{name}.npz" in result.stdout for name in ("good", *tolerable))
     assert {entry["state"] for entry in json.loads(cli("datasets", "out", "--json").stdout)} == {"current", "unknown"}
+
+
+def test_statistics_that_have_changed_are_seen_although_there_are_such_elsewhere(store: Path) -> None:
+    featurestore.build(store, "hidden-to-concept", layer=1, output="out/train.npz")
+    featurestore.build(store, "hidden-to-concept", layer=1, output="out/copy.npz")
+    featurestore.build(store, "hidden-to-concept", layer=1, stats_from="out/train.npz", output="out/new.npz")
+    assert {entry.state for entry in featurestore.list_datasets("out")} == {"current"}
+    minmax: dict[str, Any] = {"normalize": "minmax", "overwrite": True}
+    featurestore.build(store, "hidden-to-concept", layer=1, output="out/train.npz", **minmax)
+    found = {entry.file: entry.reason for entry in featurestore.list_datasets("out") if entry.state == "stale"}
+    assert found == {"new.npz": "statistics: train.npz is another dataset now"}
+
+
+def test_a_strategy_that_is_not_here_leaves_its_datasets_unknown(store: Path, cli: Any, tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    Path("mine.py").write_text(OWN)
+    build = ["build", "--plugin", "mine.py", "--strategy", "mine", "--input", store, "--output", "out/x.npz"]
+    assert cli(*build).exit_code == 0
+    assert "the code of mine is not known here; name its plugin" in cli("datasets", "out").stdout
+    assert " current" in cli("datasets", "out", "--plugin", "mine.py").stdout
+    Path("mine.py").write_text(OWN + "# another\n")
+    assert "mine has other code" in cli("datasets", "out", "--plugin", "mine.py").stdout
+
+
+OWN = """
+from featurestore import Selection, strategy
+from featurestore.strategies import final
+
+@strategy("mine")
+def mine(ds):
+    "Predict the label."
+    return Selection(X=final(ds["embeddings"]), y=ds["label"])
+"""

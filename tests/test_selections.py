@@ -396,6 +396,32 @@ def test_rankings_leave_out_what_is_dropped(store: Path, arrays: Any) -> None:
     assert ranked(lambda X, y: (X, y)) != expected
 
 
+def test_coordinates_cannot_be_changed_in_place(store: Path) -> None:
+    def select(ds: xr.Dataset) -> Selection:
+        ds["label"][ds["label"] > 0] = 1
+        return Selection(X=hidden(ds), y=ds["label"])
+
+    with pytest.raises(ValueError, match="read-only") as caught:
+        build(store, select)
+    assert caught.value.__notes__ == ["in the strategy own"]
+
+
+def test_a_strategy_that_ends_the_program_is_refused(store: Path) -> None:
+    def select(_: xr.Dataset) -> Selection:
+        raise SystemExit(0)
+
+    with pytest.raises(StrategyError, match=r"^own: ends in sys.exit\(0\)"):
+        build(store, select)
+
+
+def test_outputs_and_stores_inside_a_store_are_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(featurestore.DatasetError, match="is inside the store"):
+        featurestore.build(store, "hidden-to-concept", layer=1, output=store / "hidden_states" / "x.npz")
+    with pytest.raises(featurestore.StoreError, match="is inside the store"):
+        featurestore.ingest(store.parent / "trait", store / "inner.zarr")
+    assert featurestore.verify(store) == []
+
+
 def test_columns_with_a_layer_of_two_dims(store: Path) -> None:
     def select(ds: xr.Dataset) -> Selection:
         X = ds["hidden_states"].isel(token=[-2, -1]).sel(layer=1, drop=True)
