@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from featurestore.errors import DatasetError, ParameterError, spelled
+from featurestore.errors import DatasetError, ParameterError, brief, spelled
 from featurestore.normalize import check_method
 from featurestore.ranges import format_numbers
 from featurestore.schema import NORMALIZATIONS, SCHEMA_VERSION
@@ -82,6 +82,8 @@ class Plan:
             If `stats_from` is of another strategy, or cannot be traced.
         """
         chosen = get_strategy(strategy)
+        if not isinstance(drop_nonfinite, bool):
+            raise ParameterError(f"{spelled('drop_nonfinite')}: expected true or false, found {brief(drop_nonfinite)}")
         if normalize is not None:
             check_method(normalize)
         if stats_from is not None:

@@ -396,6 +396,12 @@ def test_rankings_leave_out_what_is_dropped(store: Path, arrays: Any) -> None:
     assert ranked(lambda X, y: (X, y)) != expected
 
 
+@pytest.mark.parametrize("value", [None, 1, "yes", np.array([True, False])])
+def test_flags_that_are_none(store: Path, value: Any) -> None:
+    with pytest.raises(featurestore.ParameterError, match="drop_nonfinite=: expected true or false, found"):
+        featurestore.build(store, "hidden-to-concept", layer=1, drop_nonfinite=value)
+
+
 def test_coordinates_cannot_be_changed_in_place(store: Path) -> None:
     def select(ds: xr.Dataset) -> Selection:
         ds["label"][ds["label"] > 0] = 1
