@@ -26,7 +26,7 @@ import re
 import reprlib
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,10 @@ _REPR = reprlib.Repr(maxlevel=3, maxstring=_LONGEST - 10, maxother=_LONGEST - 10
 
 class FeatureStoreError(Exception):
     """Base of all errors that this package raises on purpose."""
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...], dict[str, Any]]:
+        """Pickle as exceptions do; without this `distributed` would rebuild those that are an OSError, and fail."""
+        return type(self), self.args, self.__dict__
 
 
 class NpzError(FeatureStoreError, ValueError):

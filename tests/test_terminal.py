@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import errno
+import importlib
 import io
 import json
 import logging
@@ -139,6 +140,7 @@ def test_no_message_holds_a_flag() -> None:
 
 
 def test_errors_are_copied_and_pickled(tmp_path: Path) -> None:
+    importlib.import_module("distributed")  # which has its own way of pickling exceptions
     with pytest.raises(featurestore.StoreNotFoundError) as caught:
         featurestore.open_store(tmp_path / "x")
     for other in (copy.copy(caught.value), pickle.loads(pickle.dumps(caught.value))):
