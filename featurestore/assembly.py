@@ -254,8 +254,8 @@ class Assembly:
             "sentences_digest": source.digest_of(selected.positions[rows]),
             "dropped_sentence_indices": dropped,
         }
-        if len(left_out := np.setdiff1d(source.sentences, selected.sentences)):
-            metadata["left_out_sentence_indices"] = left_out
+        if len(selected.sentences) < len(source.sentences):
+            metadata["left_out_sentence_indices"] = np.setdiff1d(source.sentences, selected.sentences)
         return metadata
 
 

@@ -74,7 +74,7 @@ def _inactive(column: NDArray[Any], min_active: int) -> str:
 
 def _missing_labels(labels: NDArray[Any], divided: Split, positions: NDArray[np.intp]) -> str:
     """Say which labels some part lacks: they have fewer sentences, or groups of them, than there are parts."""
-    sides = np.where(divided.train, 0, -1) if divided.fold is None else divided.fold
+    sides = divided.sides
     values, counts = np.unique(labels, return_counts=True)
     faults = []
     for value, count in zip(values, counts, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,13 +112,17 @@ class Split:
         return len(np.unique(self.near[_sizes(self.near) > 1]))
 
     @property
+    def sides(self) -> NDArray[np.int64]:
+        """On which side each is, (n,): the fold, without folds 0 for training; -1 for test rows outside of folds."""
+        return _sides(self.train, self.fold)
+
+    @cached_property
     def across(self) -> int:
         """Sentences with a near-duplicate, or another member of their group, on another side; counted from the result.
 
-        Sides are the test part, the training part, and each fold.
+        Sides are the test part, the training part, and each fold. Counted once, as every dataset records it.
         """
-        sides = _sides(self.train, self.fold)
-        return int(np.count_nonzero(_torn(self.near, sides) | _torn(self.groups, sides)))
+        return int(np.count_nonzero(_torn(self.near, self.sides) | _torn(self.groups, self.sides)))
 
     @property
     def across_if_ignored(self) -> int:
@@ -132,8 +137,7 @@ class Split:
     def report_of(self, kept: NDArray[np.bool_]) -> str:
         """Report on the sentences that a dataset keeps, (n,) bool, as `report` does on all."""
         train, near, groups = self.train[kept], self.near[kept], self.groups[kept]
-        fold = None if self.fold is None else self.fold[kept]
-        n, n_train, sides = len(train), np.count_nonzero(train), _sides(train, fold)
+        n, n_train, sides = len(train), np.count_nonzero(train), self.sides[kept]
         sizes, across = f"{n_train} sentences for training, {n - n_train} for testing", "training and testing"
         if self.fold is not None:
             counts = np.bincount(sides[sides >= 0], minlength=self.fold.max() + 1)
