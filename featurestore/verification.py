@@ -28,6 +28,7 @@ from featurestore.store import (
 )
 
 if TYPE_CHECKING:
+    import zarr
     from numpy.typing import NDArray
 
 Progress = Callable[[str, int, int], None]
@@ -107,11 +108,19 @@ def _coords(path: Path, root: Root, coords: dict[str, NDArray[Any]]) -> Iterator
         array = open_array(path, root, name)
         coords[name] = np.zeros(array.shape, array.dtype)
         for file, region in _chunks(root, name):
-            try:
-                if (path / file).is_file():  # a missing one is reported with the files
-                    coords[name][region] = array[region]
-            except (ValueError, RuntimeError, OSError) as error:
-                yield Problem(file, f"is damaged ({error})")
+            if (values := (yield from _read(path, array, file, region))) is not None:
+                coords[name][region] = values
+
+
+def _read(
+    path: Path, array: zarr.Array[Any], file: str, region: tuple[slice, ...]
+) -> Generator[Problem, None, NDArray[Any] | None]:
+    """Read what a file of an array holds; None if it is damaged, or missing, which is reported with the files."""
+    try:
+        return np.asarray(array[region]) if (path / file).is_file() else None
+    except (ValueError, RuntimeError, OSError) as error:
+        yield Problem(file, f"is damaged ({error})")
+        return None
 
 
 def _one_dim(root: Root) -> list[str]:
@@ -189,13 +198,9 @@ def _data(
         nonfinite = dict.fromkeys(batch, 0)
         for name, array in arrays.items():
             for file, region in _chunks(root, name, start // rows):
-                if not (path / file).is_file():
-                    continue
-                try:
-                    values = np.asarray(array[region])
-                except (ValueError, RuntimeError, OSError) as error:
-                    yield Problem(file, f"is damaged ({error})")
-                    nonfinite = {}
+                if (values := (yield from _read(path, array, file, region))) is None:
+                    if (path / file).is_file():  # damaged, so the values cannot be counted
+                        nonfinite = {}
                     continue
                 token = region[1].start
                 for row, stored in zip(batch, values[:, 0], strict=True):
@@ -222,12 +227,7 @@ def _fragments(
     """Read the fragments of a batch, file by file, and compare them."""
     array = open_array(path, root, "fragment")
     for file, region in _chunks(root, "fragment", batch.start // chunk_shape(root, "fragment")[0]):
-        if not (path / file).is_file():
-            continue
-        try:
-            values = np.asarray(array[region])
-        except (ValueError, RuntimeError, OSError) as error:
-            yield Problem(file, f"is damaged ({error})")
+        if (values := (yield from _read(path, array, file, region))) is None:
             continue
         for row, stored in zip(batch, values, strict=True):
             if any(stored[max(0, coords["n_tokens"][row] - region[1].start) :] != ""):
