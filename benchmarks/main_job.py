@@ -51,14 +51,16 @@ def build_directly(folder: str, output: str) -> None:
 
 
 def ingest_without_fsync(folder: str, store: str) -> None:
-    from featurestore import commands, commit
+    from featurestore.cli import commands
+    from featurestore.store import commit
 
     with patch.object(os, "fsync"), patch.object(commit, "_fsync"):
         commands.main(["ingest", folder, "--store", store])
 
 
 def ingest_without_checksums(folder: str, store: str) -> None:
-    from featurestore import commands, layout
+    from featurestore.cli import commands
+    from featurestore.store import layout
 
     with patch.object(layout, "_CHECKSUM", []):
         commands.main(["ingest", folder, "--store", store])

@@ -25,8 +25,8 @@ N_DATASETS = 3 * LAYERS + N_FEATURES
 
 def write_recipe(store: str, recipe: str, output: str) -> None:
     """Choose the features that are active most often, as dead ones would be left out."""
-    from featurestore.sources import Source
-    from featurestore.targets import rank
+    from featurestore.datasets.ranking import rank
+    from featurestore.datasets.view import Source
 
     source = Source(Path(store))
     features = rank(source.ds, "density", source.layers, N_FEATURES, source.training_rows(None), 1)

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 from featurestore.schema import __version__
 
 if TYPE_CHECKING:
-    from featurestore.building import build
-    from featurestore.datasets import Dataset, load_dataset
+    from featurestore.datasets.build import build
+    from featurestore.datasets.dataset import Dataset, load_dataset
+    from featurestore.datasets.library import DatasetEntry, list_datasets
+    from featurestore.datasets.normalize import Normalization
     from featurestore.errors import (
         DatasetError,
         FeatureStoreError,
@@ -22,18 +24,16 @@ if TYPE_CHECKING:
         StoreNotFoundError,
         StrategyError,
     )
-    from featurestore.ingestion import ingest
-    from featurestore.inspection import info
-    from featurestore.library import DatasetEntry, list_datasets
-    from featurestore.normalize import Normalization
-    from featurestore.reading import open_store
+    from featurestore.recipes.sweep import Sweep, sweep
+    from featurestore.store.info import info
+    from featurestore.store.ingest import ingest
+    from featurestore.store.reading import open_store
+    from featurestore.store.verify import Problem, verify
     from featurestore.strategies import Selection, list_strategies, load_plugin, strategy
-    from featurestore.sweeping import Sweep, sweep
-    from featurestore.verification import Problem, verify
 
 _HOMES = {
-    "building": ["build"],
-    "datasets": ["Dataset", "load_dataset"],
+    "datasets.build": ["build"],
+    "datasets.dataset": ["Dataset", "load_dataset"],
     "errors": [
         "DatasetError",
         "FeatureStoreError",
@@ -48,14 +48,14 @@ _HOMES = {
         "StoreNotFoundError",
         "StrategyError",
     ],
-    "ingestion": ["ingest"],
-    "inspection": ["info"],
-    "library": ["DatasetEntry", "list_datasets"],
-    "normalize": ["Normalization"],
-    "reading": ["open_store"],
+    "store.ingest": ["ingest"],
+    "store.info": ["info"],
+    "datasets.library": ["DatasetEntry", "list_datasets"],
+    "datasets.normalize": ["Normalization"],
+    "store.reading": ["open_store"],
     "strategies": ["Selection", "list_strategies", "load_plugin", "strategy"],
-    "sweeping": ["Sweep", "sweep"],
-    "verification": ["Problem", "verify"],
+    "recipes.sweep": ["Sweep", "sweep"],
+    "store.verify": ["Problem", "verify"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

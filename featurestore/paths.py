@@ -38,3 +38,8 @@ def as_path(path: PathLike) -> Path:
         limits = f"at most {_MAX_NAME_BYTES} bytes a name, {_MAX_PATH_BYTES} in all"
         raise ParameterError(f"{shortened(text)}: is too long for a path; expected {limits}")
     return found
+
+
+def real_path(path: Path) -> Path:
+    """Return where a path leads, through symbolic links and ``..``, whether there is something yet or not."""
+    return Path(os.path.realpath(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,18 @@ NORMALIZATIONS = ("standardize", "minmax", "none")
 
 FINAL_TOKEN = -1
 """Label of the final token: tokens count back from the end of their sentence."""
+
+MIN_ACTIVE = 5
+"""A target feature that is active in fewer training sentences is nearly dead, unless another number is given."""
+
+STORES, DATASETS = Path("stores"), Path("generated_datasets")
+"""Where stores and datasets go that are given no other place: below the working folder."""
+
+LIMITS = {"sentence": 10**7, "token": 10**6, "layer": 10**4, "hidden": 10**6, "feature": 10**8}
+"""Sizes of the dims up to which files are believed."""
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(what, done, total)``."""
 
 Dtypes = tuple[str, str, str]
 

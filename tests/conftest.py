@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import settings
 
-from featurestore.commands import main
+from featurestore.cli.commands import main
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from click.testing import CliRunner
 from conftest import SAMPLE, write_folder, write_sentence
 
 import featurestore
-from featurestore import inspection, registry
-from featurestore.commands import main
+from featurestore.cli.commands import main
+from featurestore.store import info as inspection
+from featurestore.strategies import registry
 
 ROOT = Path(featurestore.__file__).parents[1]
 
@@ -35,22 +37,32 @@ def test_exports_are_sorted_and_complete() -> None:
         featurestore.nothing  # noqa: B018
 
 
+def imports() -> dict[str, set[str]]:
+    """What each module of the package imports of it, also for its types alone."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / "featurestore").rglob("*.py")
+    }
+    found: dict[str, set[str]] = {}
+    for module, path in files.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        named = {(node.module or "", f"{node.module}.{alias.name}") for node in nodes for alias in node.names}
+        found[module] = {inner if inner in files else outer for outer, inner in named if outer in files}
+    return found
+
+
 def test_imports_point_down() -> None:
-    """The README draws the modules in ranks; none imports one of its own rank or above."""
+    """The README draws the rooms in ranks: none imports from one of its own rank or above, and no room in circles."""
     drawing = (ROOT / "README.md").read_text().partition("cli.py -> ")[2].partition("\n\n")[0]
     ranks = [re.split(r"\s{3,}", line.strip())[0].split() for line in drawing.splitlines()]
-    rank = {module: position for position, modules in enumerate(ranks) for module in modules}
-    files = {path.stem: path for path in (ROOT / "featurestore").glob("*.py") if path.stem != "__init__"}
-    assert files.keys() == rank.keys()
-    for module, path in files.items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module == "featurestore":
-                names = [alias.name for alias in node.names if alias.name in files]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("featurestore."):
-                names = [(node.module or "").removeprefix("featurestore.")]
-            for name in names:
-                assert rank[name] > rank[module], f"{module} imports {name}"
+    rank = {room: position for position, rooms in enumerate(ranks) for room in rooms}
+    known = {module: imported for module, imported in imports().items() if "." in module}
+    rooms = {module: module.split(".")[1] for module in known}
+    assert set(rooms.values()) == rank.keys()
+    for module, imported in known.items():
+        for other in imported & known.keys():
+            assert rooms[other] == rooms[module] or rank[rooms[other]] > rank[rooms[module]], f"{module}: {other}"
+    TopologicalSorter(known).prepare()  # raises CycleError
 
 
 def test_every_error_is_in_the_tree_and_a_builtins_subclass() -> None:
@@ -67,7 +79,7 @@ def test_every_error_is_in_the_tree_and_a_builtins_subclass() -> None:
 def test_help_needs_none_of_the_heavy_libraries(command: list[str]) -> None:
     code = (
         "import sys\n"
-        "from featurestore.commands import main\n"
+        "from featurestore.cli.commands import main\n"
         f"try: main({command!r})\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert not {'numpy', 'zarr', 'xarray', 'dask', 'pandas'} & set(sys.modules), sorted(sys.modules)"

@@ -23,7 +23,8 @@ from click.testing import Result
 from conftest import sentence_arrays, write_folder, write_sentence
 
 import featurestore
-from featurestore import npz, sentences
+from featurestore import npz
+from featurestore.sources import sentences
 
 Cli = Callable[..., Result]
 Change = Callable[[Path], object]
@@ -933,8 +934,8 @@ def test_disk_full_at_build(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_interrupted_ingest_goes_on(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurestore.store.MAX_ROWS", 2)
-    read = featurestore.sentences.read
+    monkeypatch.setattr("featurestore.store.snapshot.MAX_ROWS", 2)
+    read = featurestore.sources.sentences.read
 
     def interrupt(file: Any) -> Any:
         if file.sentence_index == 3:
@@ -942,7 +943,7 @@ def test_interrupted_ingest_goes_on(cli: Cli, folder: Path, monkeypatch: pytest.
         return read(file)
 
     with monkeypatch.context() as context:
-        context.setattr("featurestore.sentences.read", interrupt)
+        context.setattr("featurestore.sources.sentences.read", interrupt)
         result = cli("ingest", folder)
     complaint(result, "Interrupted", "same command", code=130)
     assert loaded().sentence.values.tolist() == [0, 1]
@@ -958,6 +959,6 @@ def test_interrupted_before_the_first_batch(cli: Cli, folder: Path, monkeypatch:
     def interrupt(_file: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featurestore.sentences.read", interrupt)
+    monkeypatch.setattr("featurestore.sources.sentences.read", interrupt)
     complaint(cli("ingest", folder), "Interrupted", "same command", code=130)
     assert contents(Path()) == {}

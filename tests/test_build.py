@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import featurestore
-from featurestore import assembly, normalize, registry, store
 from featurestore import strategies as module
+from featurestore.datasets import assembly, normalize
 from featurestore.ranges import Numbers
-from featurestore.registry import Selection, Strategy
+from featurestore.store import snapshot as store
+from featurestore.strategies import registry
+from featurestore.strategies.registry import Selection, Strategy
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -172,7 +174,7 @@ def test_batches_and_memory_do_not_show(
     """Small shards, windows of one row, X read once or in every pass: the same dataset."""
     monkeypatch.setattr(store, "MAX_ROWS", 4)
     monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", in_memory)
-    monkeypatch.setattr("featurestore.datasets._WINDOW_BYTES", 1)
+    monkeypatch.setattr("featurestore.datasets.dataset._WINDOW_BYTES", 1)
     sentences = write_folder(tmp_path / "in", n)
     featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
     featurestore.build(

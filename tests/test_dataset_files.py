@@ -16,9 +16,11 @@ import pytest
 from conftest import write_folder
 
 import featurestore
-from featurestore import DatasetError, NonFiniteError, NpzError, ParameterError, datasets, normalize
-from featurestore.datasets import Columns, Dataset, read_metadata
-from featurestore.normalize import Normalization, Statistics
+from featurestore import DatasetError, NonFiniteError, NpzError, ParameterError
+from featurestore.datasets import dataset as datasets
+from featurestore.datasets import normalize
+from featurestore.datasets.dataset import Columns, Dataset, read_metadata
+from featurestore.datasets.normalize import Normalization, Statistics
 
 Arrays = dict[str, Any]
 

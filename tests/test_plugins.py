@@ -19,12 +19,14 @@ import pytest
 from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
-from featurestore import commands, plugins, registry, strategies
-from featurestore.plans import Plan, split_options
+from featurestore import strategies
+from featurestore.cli import commands
+from featurestore.datasets.plans import Plan, split_options
+from featurestore.datasets.view import Source
 from featurestore.ranges import Numbers
-from featurestore.recipe_schema import recipe_schema
-from featurestore.registry import Selection
-from featurestore.sources import Source
+from featurestore.recipes.json_schema import recipe_schema
+from featurestore.strategies import plugins, registry
+from featurestore.strategies.registry import Selection
 
 N = 40
 
@@ -472,7 +474,7 @@ def test_a_split_whose_sides_have_moved_is_seen(tmp_path: Path) -> None:
 
 def test_a_raised_version_is_seen(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = featurestore.build(store, "embedding-to-concept").metadata
-    featurestore.strategy("embedding-to-concept", version=2)(strategies.embedding_to_concept)
+    featurestore.strategy("embedding-to-concept", version=2)(strategies.builtin.embedding_to_concept)
     second = featurestore.build(store, "embedding-to-concept").metadata
     assert str(first["parameters"]) == str(second["parameters"])
     assert str(first["fingerprint"]) != str(second["fingerprint"])

@@ -16,7 +16,7 @@ import yaml
 from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
-from featurestore.recipe_schema import recipe_schema
+from featurestore.recipes.json_schema import recipe_schema
 
 GOOD = """\
 stores: care

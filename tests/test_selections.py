@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import featurestore
-from featurestore import StrategyError, registry
-from featurestore.registry import Selection, strategy
+from featurestore import StrategyError
+from featurestore.strategies import registry
+from featurestore.strategies.registry import Selection, strategy
 
 ORDER = [5, 2, 9, 0, 7, 1, 3, 8, 4, 6, 11, 10]
 """sentence_index in the order of the files, and so of the store."""

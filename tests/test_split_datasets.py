@@ -14,7 +14,7 @@ import pytest
 from conftest import sentence_arrays, write_folder, write_sentence
 
 import featurestore
-from featurestore.splits import SplitOptions, split
+from featurestore.splits.split import SplitOptions, split
 
 N, OVERFLOW = 120, 33
 

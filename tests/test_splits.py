@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 import featurestore
-from featurestore.duplicates import NGRAM, SIMILARITY, _normalized, group_near_duplicates
 from featurestore.errors import ParameterError, SelectionError
-from featurestore.splits import Split, SplitOptions, split
+from featurestore.splits.duplicates import NGRAM, SIMILARITY, _normalized, group_near_duplicates
+from featurestore.splits.split import Split, SplitOptions, split
 
 SENTENCE = "I told the panel I had finished my degree even though I dropped out."
 
@@ -181,7 +181,7 @@ def test_similarity_out_of_range(similarity: float) -> None:
 
 def test_groups_do_not_depend_on_the_salt_of_hashes() -> None:
     code = (
-        "from featurestore.duplicates import group_near_duplicates as group\n"
+        "from featurestore.splits.duplicates import group_near_duplicates as group\n"
         "print(group([f'I told {i % 7} friends of {i % 11} that {i * i} is prime' for i in range(200)], 0.8).tolist())"
     )
     runs = [

@@ -21,9 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import featurestore
-from featurestore import commit, ingestion, sentences, store
-from featurestore.ingestion import find_store
 from featurestore.schema import Sentence, SentenceFile
+from featurestore.sources import sentences
+from featurestore.store import commit
+from featurestore.store import ingest as ingestion
+from featurestore.store import snapshot as store
+from featurestore.store.ingest import find_store
 
 
 def assert_holds(path: Path, expected: list[dict[str, np.ndarray[Any, Any]]]) -> None:

@@ -24,9 +24,14 @@ from click.testing import Result
 from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
-from featurestore import assembly, datasets, reading, registry, store, strategies
-from featurestore.plans import Plan
-from featurestore.registry import Selection
+from featurestore import strategies
+from featurestore.datasets import assembly
+from featurestore.datasets import dataset as datasets
+from featurestore.datasets.plans import Plan
+from featurestore.store import reading
+from featurestore.store import snapshot as store
+from featurestore.strategies import registry
+from featurestore.strategies.registry import Selection
 
 STUDY: dict[str, Any] = {
     "datasets": [
@@ -202,7 +207,8 @@ def test_an_interrupted_sweep_goes_on(folder: Path, monkeypatch: pytest.MonkeyPa
 
 KILLED = """
 import os, signal, sys
-from featurestore import commands, files
+from featurestore import files
+from featurestore.cli import commands
 
 publish, left = files._publish, int(sys.argv.pop(1))
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from featurestore.datasets.ranking import rank
 from featurestore.errors import SelectionError
-from featurestore.targets import rank
 
 N, FEATURES = 300, 12
 

@@ -24,7 +24,7 @@ import pytest
 from conftest import sentence_arrays, write_folder, write_sentence
 
 import featurestore
-from featurestore.commands import main
+from featurestore.cli.commands import main
 from featurestore.errors import naming
 
 ROOT = Path(__file__).parents[1]
@@ -253,7 +253,7 @@ def test_a_process_ends_quietly(store: Path, tmp_path: Path, output: str, code: 
 
 def test_without_docstrings(folder: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from featurestore.commands import main\n"
+        "import sys; from featurestore.cli.commands import main\n"
         "for line in sys.argv[1:]:\n"
         "    try: main(line.split())\n"
         "    except SystemExit as end: print(line.split()[0], end.code)"
@@ -300,7 +300,7 @@ def test_system_errors(cli: Any, monkeypatch: pytest.MonkeyPatch, error: BaseExc
     def fail(_: object) -> None:
         raise error
 
-    monkeypatch.setattr("featurestore.inspection.info", fail)
+    monkeypatch.setattr("featurestore.store.info.info", fail)
     result = cli("info", "x")
     assert (result.exit_code, result.output.count("\n")) == (1, 1)
     assert result.output.startswith(f"Error: {words}")
@@ -330,7 +330,7 @@ def test_interruption(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featurestore.inspection.info", fail)
+    monkeypatch.setattr("featurestore.store.info.info", fail)
     result = cli("info", "x")
     assert result.exit_code == 130
     assert "Interrupted: nothing is half-written" in result.output

@@ -24,7 +24,8 @@ import zarr
 from conftest import sentence_arrays, write_sentence
 
 import featurestore
-from featurestore import batch, commit, store
+from featurestore.store import batch, commit
+from featurestore.store import snapshot as store
 
 Sentences = list[dict[str, np.ndarray[Any, Any]]]
 

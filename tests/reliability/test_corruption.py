@@ -17,7 +17,8 @@ from click.testing import Result
 from conftest import sentence_arrays, write_sentence
 
 import featurestore
-from featurestore import commit, store
+from featurestore.store import commit
+from featurestore.store import snapshot as store
 
 Cli = Callable[..., Result]
 Values = dict[str, tuple[str, tuple[int, ...], bytes]]

@@ -49,7 +49,7 @@ class Scene:
         self.sentences: Sentences = write_sentences(self.source, LENGTHS)
         self.completed: set[frozenset[tuple[str, bytes | None]]] = set()
         self.processes = multiprocessing.get_context("forkserver")
-        self.processes.set_forkserver_preload(["pytest", "dask", "featurestore.ingestion", "zarr.storage"])
+        self.processes.set_forkserver_preload(["pytest", "dask", "featurestore.store.ingest", "zarr.storage"])
         self.operations = self.record({})
         self.finished = tree(self.disk)
         assert held(self.disk / STORE, self.sentences) == BATCHES[-1]

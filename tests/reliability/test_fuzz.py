@@ -19,7 +19,7 @@ from hypothesis import given as given_by_hypothesis
 from hypothesis import strategies as st
 
 import featurestore
-from featurestore import sentences
+from featurestore.sources import sentences
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -96,7 +96,7 @@ def read_dataset(path: Path) -> None:
     assert np.isfinite(read.y).all()
     least = next(iter(read.normalization.parameters.values()), np.zeros(d))  # the mean or the minimum
     assert not read.transform(least).any()
-    metadata = featurestore.datasets.read_metadata(path, list(read.metadata))
+    metadata = featurestore.datasets.dataset.read_metadata(path, list(read.metadata))
     assert {name: value.tolist() for name, value in read.metadata.items()} | {
         "shape": [n, d],
         "normalize": read.normalization.method,

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import featurestore
-from featurestore import batch, commit, sentences, store
+from featurestore.sources import sentences
+from featurestore.store import batch, commit
+from featurestore.store import snapshot as store
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -29,8 +29,9 @@ from recording import (
 )
 
 import featurestore
-from featurestore import commit, store
-from featurestore.commit import Writer
+from featurestore.store import commit
+from featurestore.store import snapshot as store
+from featurestore.store.commit import Writer
 
 Tree = dict[str, bytes | None]
 

@@ -36,8 +36,9 @@ from zarr.abc.store import RangeByteRequest
 from zarr.storage import LocalStore
 
 import featurestore
-from featurestore import commit, store
-from featurestore.batch import Batch
+from featurestore.store import commit
+from featurestore.store import snapshot as store
+from featurestore.store.batch import Batch
 
 CLI = Path(__file__).parents[2] / "cli.py"
 ROWS = 4
@@ -46,7 +47,15 @@ SECONDS = 120
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["click.testing", "dask.array", "featurestore.commands", "featurestore.ingestion", "pytest", "xarray", "zarr"]
+    [
+        "click.testing",
+        "dask.array",
+        "featurestore.cli.commands",
+        "featurestore.store.ingest",
+        "pytest",
+        "xarray",
+        "zarr",
+    ]
 )
 
 type Link = Connection[Any, Any]
@@ -186,7 +195,7 @@ def n_committed(path: Path) -> int:
 
 INTERRUPTED = """
 import importlib, itertools, os, signal, sys
-from featurestore.commands import main
+from featurestore.cli.commands import main
 
 _, module, name, nth, *sys.argv[1:] = sys.argv
 function, calls = getattr(importlib.import_module(module), name), itertools.count(1)
@@ -202,7 +211,7 @@ main()
 """
 """A command line that sends itself Ctrl-C just before the n-th call of a function."""
 
-FLUSH, READ = "featurestore.commit _flush", "featurestore.sentences read"
+FLUSH, READ = "featurestore.store.commit _flush", "featurestore.sources.sentences read"
 MOMENTS = [
     (FLUSH, 1, None),  # the store is not there yet
     (FLUSH, 2, None),  # it is there, and empty; the first batch is written

@@ -1,0 +1,213 @@
+"""The command line: parse, call one library function, print."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurestore.cli import options
+from featurestore.cli.terminal import Boundary, Echo, Progress, UserPath, logger, say, verbosity
+from featurestore.errors import ParameterError
+from featurestore.schema import DATASETS, NORMALIZATIONS, STORES, __version__
+from featurestore.strategies import registry
+
+SPLIT_FLAGS = (
+    ("--test-size", float, "Share of the sentences that are test rows, stratified by label, without leakage."),
+    ("--folds", int, "Number of folds, stratified by label, without leakage; alone, fold 0 is the test part."),
+    ("--seed", int, "Of the split.  [default: 0]"),
+    ("--group-by", str, "Never divide sentences of one group: a coordinate of the store, or FILE.csv:COLUMN."),
+)
+
+
+def split_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a split."""
+    for flag, kind, text in reversed(SPLIT_FLAGS):
+        command = click.option(flag, type=kind, help=text)(command)
+    return command
+
+
+@click.group(cls=Boundary, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="featurestore")
+def main() -> None:
+    """Store language-model activations, and build training datasets from them."""
+    logger.handlers = [Echo()]
+    logger.setLevel(logging.INFO)
+    # Plugins are those of this command alone, also where another follows in the same process.
+    click.get_current_context().call_on_close(partial(registry.replace_all, registry.registered()))
+
+
+@main.command()
+@click.argument("folder", type=UserPath())
+@click.option("--store", type=UserPath(), help="The store.  [default: stores/<folder name>.zarr]")
+@click.option("--skip-bad", is_flag=True, help="Leave bad files out, and record them in the store.")
+@click.option("--wait", is_flag=True, help="Wait while another process writes the store.")
+@verbosity
+def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None:
+    """Bring a store up to date with a FOLDER of sentence NPZs.
+
+    Sentences that are there already are skipped, so the same command also goes on after an interruption and appends
+    new sentences.
+    """
+    from featurestore.store import ingest as ingestion
+
+    with Progress() as progress:
+        done = ingestion.ingest(folder, store, skip_bad=skip_bad, wait=wait, progress=progress)
+    say(
+        f"{done.store}: {done.n_sentences} sentences ({done.added} added, {done.present} there already, "
+        f"{len(done.skipped)} left out)"
+    )
+
+
+@main.command(cls=options.StrategyCommand)
+@options.strategy
+@options.source
+@options.plugin
+@click.option(
+    "--normalize",
+    type=click.Choice(NORMALIZATIONS),
+    help=f"How X is normalized.  [default: {NORMALIZATIONS[0]}, or as --stats-from]",
+)
+@split_flags
+@click.option(
+    "--stats-from",
+    type=UserPath(),
+    help="Normalize by the parameters of this dataset, of the same strategy and input.",
+)
+@click.option(
+    "--output",
+    type=UserPath(),
+    help="The dataset.  [default: generated_datasets/<store>/<strategy and its parameters>.npz]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an output that has other content.")
+@click.option("--drop-nonfinite", is_flag=True, help="Leave out sentences with NaN or infinity, and record them.")
+@click.option("--wait", is_flag=True, help="Wait while another process writes the store.")
+@verbosity
+def build(
+    strategy: str,
+    source: Path,
+    normalize: str | None,
+    test_size: float | None,
+    folds: int | None,
+    seed: int | None,
+    group_by: str | None,
+    stats_from: Path | None,
+    output: Path | None,
+    overwrite: bool,
+    drop_nonfinite: bool,
+    wait: bool,
+    **parameters: Any,
+) -> None:
+    """Build a dataset NPZ from the final tokens of a store."""
+    from featurestore.datasets import build as building
+    from featurestore.datasets.dataset import check_output
+    from featurestore.store import ingest as ingestion
+
+    split = {"test_size": test_size, "folds": folds, "seed": seed, "group_by": group_by}
+    plan = building.plan_of(strategy, parameters, normalize, drop_nonfinite, stats_from, **split)
+    if output:
+        check_output(output)
+    with Progress() as progress:
+        store = ingestion.find_store(source, wait=wait, progress=progress)
+    output = output or building.default_output(store, plan)
+    dataset = building.build_plan(store, plan, output, overwrite=overwrite)
+    n, d = dataset.data.shape
+    say(f"{output}: X {n} x {d}, y {dataset.y.dtype}, {plan.normalize}")
+
+
+@main.command()
+@click.argument("recipe", required=False, type=UserPath())
+@click.option("--dry-run", is_flag=True, help="Check everything and list the datasets, but write nothing.")
+@click.option("--force", is_flag=True, help="Build again what is up to date, and replace files of other content.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, for editors, and exit.")
+@click.option("--wait", is_flag=True, help="Wait while another process writes a store.")
+@options.plugin
+@verbosity
+def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: bool) -> None:
+    """Build all datasets of a RECIPE, a YAML file; folders of sentence NPZs that it names are ingested first.
+
+    Each piece of a store is read once for all of them. What is up to date is skipped, so the same command also goes on
+    after an interruption.
+    """
+    if schema:
+        from featurestore.recipes.json_schema import recipe_schema
+
+        say(json.dumps(recipe_schema(), indent=2))
+        return
+    if recipe is None:
+        raise ParameterError("RECIPE: expected a YAML file, found none; see examples/*.yaml")
+    from featurestore.cli import reports
+    from featurestore.recipes import sweep as sweeping
+
+    with Progress() as progress:
+        done = sweeping.sweep(recipe, dry_run=dry_run, force=force, wait=wait, progress=progress)
+    say(reports.sweep(done, dry_run))
+
+
+@main.command("datasets")
+@click.argument("folder", default=DATASETS, type=UserPath())
+@click.option("--stores", default=STORES, type=UserPath(), help="Folder of their stores.")
+@click.option("--strategy", type=options.StrategyName(), help="Only of this strategy.")
+@options.plugin
+@click.option("--layer", type=int, help="Only with this layer, in X or y.")
+@click.option("--feature", type=int, help="Only with this SAE feature as y.")
+@click.option(
+    "--stale/--current", "stale", default=None, help="Only those made of what has changed since, or is gone, or not."
+)
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV.")
+@verbosity
+def datasets_command(
+    folder: Path,
+    stores: Path,
+    strategy: str | None,
+    layer: int | None,
+    feature: int | None,
+    stale: bool | None,
+    form: str | None,
+) -> None:
+    """List the datasets in FOLDER  [default: generated_datasets], from what the files say themselves."""
+    from featurestore.cli import reports
+    from featurestore.datasets import library
+
+    entries = [
+        entry
+        for entry in library.list_datasets(folder, stores)
+        if strategy in (None, entry.strategy)
+        and (layer is None or layer in (*entry.layers, entry.target_layer))
+        and (feature is None or feature in entry.target_features)
+        and (stale is None or entry.state == ("stale" if stale else "current"))
+    ]
+    say(reports.datasets(entries, form))
+
+
+@main.command()
+@click.argument("store", type=UserPath())
+@verbosity
+def info(store: Path) -> None:
+    """Summarize a STORE, and compare its SAEs' nominal average L0 with the L0 measured at the final tokens."""
+    from featurestore.cli import reports
+    from featurestore.store import info as inspection
+
+    say(reports.info(inspection.info(store)))
+
+
+@main.command()
+@click.argument("store", type=UserPath())
+@click.option("--source", type=UserPath(), help="Compare every value with these sentence NPZs, too.")
+@verbosity
+def verify(store: Path, source: Path | None) -> None:
+    """Read everything in a STORE, print what is wrong and where, and exit with 1 if anything is."""
+    from featurestore.store import verify as verification
+
+    with Progress() as progress:
+        problems = verification.verify(store, source, progress=progress)
+    for problem in problems:
+        say(f"{problem.where}: {problem.what}")
+    say(f"{store}: {len(problems)} problems" if problems else f"{store}: sound")
+    click.get_current_context().exit(1 if problems else 0)

@@ -1,0 +1,143 @@
+"""Options of the command line that depend on the strategies that there are, those of plugins too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurestore.cli.terminal import UserPath
+from featurestore.ranges import Numbers, format_numbers
+from featurestore.strategies import Option, Strategy, list_strategies, load_plugin
+
+_ALL, _CHOSEN = "featurestore.strategies", "featurestore.chosen"
+"""Strategies, in the context of an invocation."""
+
+_FLAG: dict[str, Any] = {"is_flag": True, "flag_value": True}  # the second for click 8.2
+
+
+class StrategyName(click.Choice[str]):
+    """A strategy that there is when the option is used."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(list_strategies())
+
+    @choices.setter
+    def choices(self, _: Sequence[str]) -> None:
+        """Ignore what there was when the command was defined."""
+
+
+def _load(ctx: click.Context, _param: click.Parameter, plugins: Sequence[str]) -> None:
+    if not ctx.resilient_parsing:
+        for path in plugins:
+            load_plugin(path)
+
+
+def _only_one(_ctx: click.Context, param: click.Parameter, values: Sequence[Path]) -> Path | None:
+    if len(values) > 1:
+        raise click.UsageError(
+            f"{param.opts[0]}: expected one, found {len(values)}; several stores are for recipes: stores: [...]"
+        )
+    return values[0] if values else None
+
+
+plugin = click.option(
+    "--plugin",
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_load,
+    metavar="FILE|MODULE",
+    help="Python with strategies of your own, such as my_strategies.py; may be repeated.",
+)
+
+strategy = click.option(
+    "--strategy", required=True, type=StrategyName(), metavar="NAME", help="What X and y are: one of those below."
+)
+
+source = click.option(
+    "--input",
+    "source",
+    required=True,
+    multiple=True,
+    callback=_only_one,
+    type=UserPath(),
+    help="A store, or a folder of sentence NPZs: its store is stores/<folder name>.zarr, brought up to date first.",
+)
+
+
+class StrategyCommand(click.Command):
+    """A command that takes the options of the strategy that is chosen.
+
+    Those of others are known too, so that they can be listed, and refused by name. Where two strategies have options of
+    one name, that of the chosen one counts.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Look for plugins and the strategy first, as the options follow from them."""
+        ctx.ignore_unknown_options = True
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        ctx.ignore_unknown_options = False
+        for path in () if ctx.resilient_parsing else given.get("plugin") or ():
+            load_plugin(path)
+        strategies = list_strategies()
+        chosen = {name: strategies[name] for name in [given.get("strategy")] if name in strategies}
+        ctx.meta[_CHOSEN], ctx.meta[_ALL] = chosen, chosen | strategies
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return its own options, and once they are known those of strategies."""
+        options: dict[str, click.Parameter] = {}
+        for strategy in ctx.meta.get(_ALL, {}).values():
+            for option in _click_options(strategy):
+                if options.keys().isdisjoint(flags := [*option.opts, *option.secondary_opts]):
+                    options |= dict.fromkeys(flags, option)
+        return [*super().get_params(ctx), *dict.fromkeys(options.values())]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write its own options, then those of the chosen strategy or of each."""
+        with formatter.section("Options"):
+            formatter.write_dl(_records(ctx, super().get_params(ctx)))
+        for strategy in (ctx.meta[_CHOSEN] or ctx.meta[_ALL]).values():
+            with formatter.section(strategy.name):
+                if strategy.summary:  # which python -OO leaves out
+                    formatter.write_text(strategy.summary)
+                if records := _records(ctx, _click_options(strategy)):
+                    formatter.write_dl(records)
+
+
+def _click_options(strategy: Strategy) -> list[click.Option]:
+    return [
+        click.Option(
+            ["/".join(option.flags), option.name],
+            type=str if option.type == Numbers else option.type,
+            **(_FLAG if option.type is bool else {}),
+            default=None,
+            metavar="SPEC" if option.type == Numbers else None,
+            help=option.help + _remark(strategy, option),
+        )
+        for option in strategy.options
+    ]
+
+
+def _remark(strategy: Strategy, option: Option) -> str:
+    if option.required:
+        return "  [required]"
+    if option.name in strategy.one_of:
+        others = [other.flag for other in strategy.options if other.name in strategy.one_of and other != option]
+        return f"  [or {', '.join(others)}]"
+    if option.default is None or option.default is False:
+        return ""
+    default = format_numbers(option.default) if isinstance(option.default, tuple) else option.default
+    return f"  [default: {default}]"
+
+
+def _records(ctx: click.Context, params: Sequence[click.Parameter]) -> list[tuple[str, str]]:
+    return [record for param in params if (record := param.get_help_record(ctx))]

@@ -1,0 +1,104 @@
+"""What commands print."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
+
+from featurestore.datasets.library import DatasetEntry
+from featurestore.errors import shown
+from featurestore.ranges import format_numbers
+
+if TYPE_CHECKING:
+    from featurestore.recipes.sweep import Sweep
+    from featurestore.store.info import StoreInfo
+
+COLUMNS = [field.name for field in fields(DatasetEntry)]
+
+
+def info(found: StoreInfo) -> str:
+    """Describe a store."""
+    tokens = "{} to {}, median {}".format(*(found.tokens[i] for i in (0, 2, 1))) if found.tokens else "none"
+    sentences = f"{found.sentences:,}"
+    if found.expected_sentences:
+        sentences += (
+            f" of {found.expected_sentences:,}: INCOMPLETE, its ingest goes on, or was interrupted: run it again"
+        )
+    rows = {
+        "sentences": sentences,
+        "labels": ", ".join(f"{label}: {count:,}" for label, count in found.labels.items()) or "none",
+        "tokens a sentence": tokens,
+        "hidden": f"{found.hidden:,}",
+        "features": f"{found.features:,}",
+        "dtypes": ", ".join(f"{name} {dtype}" for name, dtype in found.dtypes.items()),
+        "non-finite values": f"{found.nonfinite_values:,} in {found.nonfinite_sentences:,} sentences",
+        "on disk": f"{found.bytes_on_disk / 1e6:,.1f} MB",
+        "left out": f"{len(found.skipped):,} files",
+    }
+    lines = [f"{found.path}", *(f"  {name:18} {value}" for name, value in rows.items())]
+    lines += [f"    {file}: {reason}" for file, reason in found.skipped]
+    lines += ["", "  layer  average L0  measured at final tokens"]
+    for sae in found.saes:
+        mark = "  MISMATCH: check the extraction" if sae.mismatch else ""
+        lines.append(f"  {sae.layer:5}  {sae.average_l0:10}  {sae.measured_l0:24.1f}{mark}")
+    return "\n".join(lines)
+
+
+def sweep(done: Sweep, dry_run: bool) -> str:
+    """Say what a sweep has built, or would build: then each dataset, with its shape and size."""
+    lines = [f"{store}: {report}" for store, report in done.splits.items()]
+    if dry_run:
+        rows = [
+            (str(planned.output), planned.state, "{} x {}".format(*planned.shape), f"{planned.n_bytes / 1e6:,.1f} MB")
+            for planned in done.datasets
+        ]
+        lines += table([("dataset", "state", "X", "size"), *rows])
+    faults = Counter(f"{planned.store}: {planned.problem}" for planned in done.in_state("unfit"))
+    lines += [f"left out: {fault} ({_datasets(count)})" for fault, count in faults.items()]
+    todo = done.in_state("new", "stale")
+    size = sum(planned.n_bytes for planned in todo) / 1e6
+    built = f"{'to build' if dry_run else 'built'} {_datasets(len(todo))} ({size:,.1f} MB) in {done.output}"
+    return "\n".join([*lines, f"{built}, {len(done.in_state('current'))} up to date, {faults.total()} left out"])
+
+
+def datasets(entries: Sequence[DatasetEntry], form: str | None) -> str:
+    """List datasets as a table, JSON or CSV."""
+    records = [asdict(entry) for entry in entries]
+    if form == "json":
+        return json.dumps(records, indent=2)
+    flat = [{name: _cell(value) for name, value in record.items()} for record in records]
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+        return text.getvalue().rstrip("\n")
+    visible = [name for name in COLUMNS if name != "fingerprint" and any(record[name] for record in flat)]
+    lines = table([visible, *([record[name] for name in visible] for record in flat)]) if flat else []
+    return "\n".join([*lines, _datasets(len(entries))])
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align the columns of some rows."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _datasets(n: int) -> str:
+    return f"{n:,} dataset" + "s" * (n != 1)
+
+
+def _cell(value: object) -> str:
+    match value:
+        case tuple():
+            return format_numbers(value)
+        case dict():
+            return " ".join(f"{name}={item}" for name, item in value.items())
+        case None:
+            return ""
+    return shown(value)

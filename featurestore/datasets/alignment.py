@@ -1,0 +1,173 @@
+"""What a strategy has selected, checked, with the rows of X and y joined by sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import compute
+
+from featurestore.errors import StrategyError
+from featurestore.strategies import Selection
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """X and y of some sentences of a store, lazy; a row of one belongs to the same sentence as that of the other.
+
+    Attributes
+    ----------
+    positions : ndarray, (k,) int
+        Where the sentences stand in the store, ascending.
+    sentences : ndarray, (k,) int64
+        Their sentence_index.
+    X : tuple of xarray.DataArray, (sentence, ...)
+        Blocks of columns.
+    y : xarray.DataArray, (sentence,) or (sentence, target)
+        What is to be predicted.
+    densest : int or None
+        As in `Selection`.
+    """
+
+    positions: Array
+    sentences: Array
+    X: tuple[xr.DataArray, ...]
+    y: xr.DataArray
+    densest: int | None
+
+    @cached_property
+    def order(self) -> Array:
+        """The rows in the order of their sentence_index, (k,) int."""
+        return np.argsort(self.sentences, kind="stable")
+
+    @cached_property
+    def columns(self) -> tuple[da.Array, ...]:
+        """The blocks of X, (k, d) each and one dask chunk wide: dask names equal ones equally."""
+        return tuple(_flat(block) for block in self.X)
+
+    @cached_property
+    def target(self) -> da.Array:
+        """Return y as a dask array, (k,) or (k, targets)."""
+        target: da.Array = da.asarray(self.y.data)
+        return target
+
+    def usable(self) -> Array:
+        """Tell which rows a dataset can hold, (k,) bool; reads X and y, in bounded memory."""
+        parts = [
+            representable(part).reshape((len(self.positions), -1)).all(axis=1) for part in (*self.columns, self.target)
+        ]
+        return np.all(compute(*parts, scheduler="threads", optimize_graph=False), axis=0)
+
+    @property
+    def width(self) -> int:
+        """Columns of X."""
+        return self.densest or sum(block.shape[1] for block in self.columns)
+
+
+def align(selection: object, sentences: Array) -> Aligned:
+    """Check a selection, and bring its rows into the order of the store.
+
+    Parameters
+    ----------
+    selection : Selection
+        Rows may be in any order, and be of a subset of the sentences.
+    sentences : ndarray, (n,) int64
+        The sentence_index of each sentence of the store.
+
+    Raises
+    ------
+    StrategyError
+        If it is something else, no numbers, empty, or X and y do not say that they are of the same sentences.
+    """
+    if not isinstance(selection, Selection):
+        raise StrategyError(f"expected a Selection of X and y, found {type(selection).__name__}; return one")
+    blocks = selection.blocks
+    if not blocks:
+        raise StrategyError("X: expected at least one block of columns, found none")
+    given = {"X" if len(blocks) == 1 else f"X[{i}]": block for i, block in enumerate(blocks)} | {"y": selection.y}
+    arrays = {name: _checked(name, array) for name, array in given.items()}
+    if arrays["y"].ndim > 2:
+        raise StrategyError(f"y: expected the dim sentence and at most one more, found {arrays['y'].dims}")
+    places = {name: _places(name, array, sentences) for name, array in arrays.items()}
+    positions = np.sort(places["y"])
+    for name, place in places.items():
+        if len(differing := np.setxor1d(place, positions)):
+            some = ", ".join(map(str, sentences[differing[:3]])) + ", ..." * (len(differing) > 3)
+            found = f"{len(differing)} are only in one of them (sentence_index {some})"
+            raise StrategyError(f"{name} and y name different sentences: {found}; select the same for both")
+    *X, y = (
+        array if np.array_equal(places[name], positions) else array[np.argsort(places[name])]
+        for name, array in arrays.items()
+    )
+    aligned = Aligned(positions, sentences[positions], tuple(X), y, selection.densest)
+    _check_densest(aligned)
+    return aligned
+
+
+def representable(values: Any) -> Any:
+    """Tell which values a dataset can hold: as float32, or integers as int64; lazy for a dask array."""
+    if values.dtype.kind in "iub":
+        return values <= np.iinfo(np.int64).max
+    finite = np.isfinite(values)
+    return finite if values.dtype.itemsize <= 4 else finite & (abs(values) <= np.finfo(np.float32).max)
+
+
+def _checked(name: str, array: object) -> xr.DataArray:
+    """Return a labelled array of numbers, with sentence as its first dim."""
+    if not isinstance(array, xr.DataArray):
+        found = f"{type(array).__name__}, which cannot show whose rows it has"
+        raise StrategyError(f"{name}: expected an xarray.DataArray, found {found}; select it from ds")
+    if "sentence" not in array.dims or "sentence" not in array.coords:
+        lacking = "dim" if "sentence" not in array.dims else "coordinate"
+        found = f"dims {array.dims} and coordinates {(*array.coords,)}"
+        raise StrategyError(f"{name}: expected the {lacking} sentence, which joins X and y, found {found}")
+    if array["sentence"].dtype.kind not in "iu":
+        kind = array["sentence"].dtype
+        raise StrategyError(f"{name}: expected integers as coordinate sentence, found {kind}; keep that of ds")
+    if array.dtype.kind not in "fiub":
+        raise StrategyError(f"{name}: expected numbers, found {array.dtype}; convert it with .astype")
+    if any(not size > 0 for size in array.shape):
+        raise StrategyError(f"{name}: expected rows and columns, found shape {array.shape}; select some")
+    return array if array.dims[0] == "sentence" else array.transpose("sentence", ...)
+
+
+def _places(name: str, array: xr.DataArray, sentences: Array) -> Array:
+    """Return where the sentences of an array stand in the store."""
+    found = array["sentence"].values
+    if np.array_equal(found, sentences):
+        return np.arange(len(sentences))
+    order = np.argsort(sentences, kind="stable")
+    at = order[np.minimum(np.searchsorted(sentences, found, sorter=order), len(order) - 1)]
+    if len(foreign := found[sentences[at] != found]):
+        raise StrategyError(f"{name}: expected sentences of the store, found sentence_index {foreign[0]}")
+    if len(np.unique(at)) < len(at):
+        values, counts = np.unique(found, return_counts=True)
+        raise StrategyError(f"{name}: names sentence {values[counts > 1][0]} twice; name each once")
+    return at
+
+
+def _check_densest(aligned: Aligned) -> None:
+    """Refuse a number of features to keep where there are no features, or not so many."""
+    densest = aligned.densest
+    if densest is None:
+        return
+    if len(aligned.X) > 1 or aligned.X[0].dims != ("sentence", "feature") or "feature" not in aligned.X[0].coords:
+        raise StrategyError("densest: expected X as one block of dims (sentence, feature), with the coordinate feature")
+    n = aligned.X[0].sizes["feature"]
+    if isinstance(densest, bool) or not isinstance(densest, int | np.integer) or not 0 < densest <= n:
+        raise StrategyError(f"densest: expected 1 to {n} features, found {densest!r}")
+
+
+def _flat(block: xr.DataArray) -> da.Array:
+    array = da.asarray(block.data)
+    if array.dtype.kind != "f":  # whole numbers of up to two bytes fit float32 exactly
+        array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
+    flat: da.Array = array.rechunk(dict.fromkeys(range(1, array.ndim), -1)).reshape(len(array), -1)
+    return flat

@@ -1,0 +1,153 @@
+"""What the arrays of a dataset file have to be, whoever wrote it: checked here, so that nothing else needs to."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.datasets.normalize import PARAMETERS, Normalization
+from featurestore.errors import NpzError, shown
+from featurestore.npz import Archive, Header
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+_NUMBERS, _INTEGERS, _TEXT, _DIGEST = "real numbers", "64-bit integers", "text", "a SHA-256 as hex digits"
+_KINDS = {_NUMBERS: "biuf", _INTEGERS: "iu", _TEXT: "U", _DIGEST: "U"}
+
+_FORMS: dict[str, tuple[str, list[str]]] = {
+    "X": (_NUMBERS, ["nd"]),
+    "y": (_NUMBERS, ["n", "nk"]),
+    **{f"norm_{name}": (_NUMBERS, ["d"]) for names in PARAMETERS.values() for name in names},
+    **{f"meta_{name}": (_TEXT, [""]) for name in ("strategy", "store", "input_source", "parameters")},
+    **{f"meta_{name}": (_DIGEST, [""]) for name in ("fingerprint", "store_digest", "sentences_digest")},
+    **{f"meta_{name}": (_INTEGERS, [""]) for name in ("n_samples", "input_dims", "near_duplicates_across")},
+    **{f"meta_{name}_sentence_indices": (_INTEGERS, ["k"]) for name in ("dropped", "left_out")},
+    "meta_input_layers": (_INTEGERS, ["k"]),
+    **{f"meta_{name}": (_INTEGERS, ["", "k"]) for name in ("input_features", "input_average_l0")},
+    **{f"meta_{name}": (_INTEGERS, ["", "k"]) for name in ("target_layer", "target_feature", "average_l0")},
+    **{f"meta_{name}": (_INTEGERS, ["n"]) for name in ("sentence_indices", "fold")},
+    "meta_split": (_TEXT, ["n"]),
+    **{f"meta_{name}": (_TEXT, [""]) for name in ("groups_digest", "strategy_code", "split_version")},
+}
+"""What an array holds, and its shapes: n rows and d columns of X, any number of k."""
+
+_SIZES = {"meta_n_samples": 0, "meta_input_dims": 1}
+"""Which size of X an integer repeats."""
+
+
+class Contents:
+    """The arrays of a dataset file, each checked as it is read.
+
+    Parameters
+    ----------
+    archive : Archive
+        The open file.
+
+    Attributes
+    ----------
+    method : str
+        Of the normalization.
+    shape : tuple of int
+        Of X.
+
+    Raises
+    ------
+    NpzError
+        From any method, if the file is damaged or no such dataset, naming the file and the array.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self.method = self._method()
+        self.shape: tuple[int, ...] = ()
+        for name in ("X", "y", *(f"norm_{name}" for name in PARAMETERS[self.method])):
+            header = archive.header(name)
+            if name == "X":
+                self.shape = header.shape
+            self._check_form(name, header)
+            if 0 in header.shape:
+                raise archive.error(name, f"has shape {header.shape}, expected rows and columns; build it again")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._archive
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Read an array: X as float32, statistics as float64, all else as it is."""
+        array = self._archive.array(name)
+        self._check_form(name, array)
+        if fault := self._fault(name, array):
+            raise self._archive.error(name, f"{fault}; build it again")
+        if name == "X":
+            return self._exactly(name, array, np.float32)
+        return self._exactly(name, array, np.float64) if name.startswith("norm_") else array
+
+    def metadata(self) -> dict[str, NDArray[Any]]:
+        """Read all metadata."""
+        names = [name for name in self._archive.names if name.startswith("meta_")]
+        return {name.removeprefix("meta_"): self.read(name) for name in names}
+
+    def normalization(self) -> Normalization:
+        """Read the statistics."""
+        parameters = {name: self.read(f"norm_{name}") for name in PARAMETERS[self.method]}
+        if self.method == "standardize" and not (parameters["std"] > 0).all():
+            raise self._archive.error("norm_std", "must be above 0 throughout; build it again")
+        if self.method == "minmax" and not (parameters["max"] >= parameters["min"]).all():
+            raise self._archive.error("norm_max", "must be norm_min or more throughout; build it again")
+        return Normalization(self.method, parameters)
+
+    def _method(self) -> str:
+        """Return the method of the normalization, if the file has the arrays of a dataset."""
+        archive, where = self._archive, shown(self._archive.path)
+        if "norm_method" not in archive:
+            names = ", ".join(map(shown, archive.names[:10])) + ", ..." * (len(archive.names) > 10)
+            remedy = "read it with numpy.load, or build it again"
+            raise NpzError(f"{where}: is no dataset of featurestore: no norm_method among {names or 'none'}; {remedy}")
+        method = str(archive.array("norm_method", max_bytes=4096))
+        if method not in PARAMETERS:
+            raise NpzError(f"{where}: norm_method {method!r} is none of {', '.join(PARAMETERS)}; build it again")
+        expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS[method])]
+        if missing := [name for name in expected if name not in archive]:
+            raise NpzError(f"{where}: is no dataset of featurestore: missing {', '.join(missing)}; build it again")
+        return method
+
+    def _check_form(self, name: str, found: Header | NDArray[Any]) -> None:
+        kind, shapes = _FORMS.get(name, ("", []))
+        if not kind:
+            return
+        if found.dtype.kind not in _KINDS[kind] or (kind == _INTEGERS and not np.can_cast(found.dtype, np.int64)):
+            raise self._archive.error(name, f"must hold {kind}, found {found.dtype}; build it again")
+        sizes = dict(zip("nd", self.shape, strict=False))
+        if not any(
+            len(shape) == len(found.shape)
+            and all(size == sizes.get(dim, size) for dim, size in zip(shape, found.shape, strict=True))
+            for shape in shapes
+        ):
+            expected = " or ".join(f"({', '.join(shape)}{',' * (len(shape) == 1)})" for shape in shapes)
+            expected += "" if name == "X" else f", where X is {self.shape}"
+            raise self._archive.error(name, f"has shape {found.shape}, expected {expected}; build it again")
+
+    def _fault(self, name: str, array: NDArray[Any]) -> str:
+        """Say what is wrong with the values of an array of the right form, or nothing."""
+        kind, _ = _FORMS.get(name, ("", []))
+        if kind == _NUMBERS and not np.isfinite(array).all():
+            return "has NaN or infinite values, which no dataset may hold"
+        if kind == _DIGEST and not re.fullmatch("[0-9a-f]{64}", str(array)):
+            return f"must be {_DIGEST}, found something else"
+        if name == "meta_split" and not np.isin(array, ["train", "test"]).all():
+            return "must be train or test throughout, found something else"
+        if name in _SIZES and array != (size := self.shape[_SIZES[name]]):
+            return f"is {array}, but X has {size}"
+        return ""
+
+    def _exactly(self, name: str, array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+        """Return an array in another dtype, if that holds all its values."""
+        with np.errstate(all="ignore"):
+            converted = array.astype(dtype, copy=False)
+            same = converted is array or np.array_equal(converted.astype(array.dtype), array)
+        if not same:
+            found = f"{array.dtype} values that {np.dtype(dtype)} cannot hold exactly"
+            raise self._archive.error(name, f"has {found}; convert it, or build it again")
+        return converted

@@ -1,0 +1,1 @@
+"""The store: its layout on disk, how it is read, how it changes, what is in it."""

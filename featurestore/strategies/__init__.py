@@ -1,0 +1,29 @@
+"""What X and y are: the strategies of this package, those of others, and what they are made from."""
+
+from featurestore.strategies import builtin as _builtin  # noqa: F401  registers them
+from featurestore.strategies.plugins import get_strategy, list_strategies, load_plugin
+from featurestore.strategies.registry import Option, Selection, Strategy, strategy
+from featurestore.strategies.selecting import (
+    check_feature,
+    final,
+    final_activation,
+    final_hidden_states,
+    sae_position,
+    sae_positions,
+)
+
+__all__ = [
+    "Option",
+    "Selection",
+    "Strategy",
+    "check_feature",
+    "final",
+    "final_activation",
+    "final_hidden_states",
+    "get_strategy",
+    "list_strategies",
+    "load_plugin",
+    "sae_position",
+    "sae_positions",
+    "strategy",
+]
