@@ -16,7 +16,7 @@ import numpy as np
 
 from featurestore.datasets.contents import Contents
 from featurestore.datasets.normalize import PARAMETERS, Normalization, numbers
-from featurestore.errors import DatasetError, NonFiniteError, ParameterError
+from featurestore.errors import DatasetError, NonFiniteError, ParameterError, some
 from featurestore.files import whole_file
 from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
@@ -215,7 +215,7 @@ class Dataset:
         rows = np.flatnonzero(~np.concatenate([of_rows for of_rows, _ in finite]))
         columns = np.flatnonzero(~np.all([of_columns for _, of_columns in finite], axis=0))
         n, d = self.data.shape
-        found = f"{len(rows)} of {n} rows ({_some(rows)}) and {len(columns)} of {d} columns ({_some(columns)})"
+        found = f"{len(rows)} of {n} rows ({some(rows)}) and {len(columns)} of {d} columns ({some(columns)})"
         return NonFiniteError(f"X is not finite in float32, in {found}; leave them out, or normalize otherwise")
 
     def _small_arrays(self) -> dict[str, NDArray[Any]]:
@@ -311,7 +311,3 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
     """Open a member for writing, stored and dated 1980, as `numpy.savez` does."""
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
         yield member
-
-
-def _some(numbers: NDArray[np.intp]) -> str:
-    return ", ".join(map(str, numbers[:10].tolist())) + ", ..." * (len(numbers) > 10)
