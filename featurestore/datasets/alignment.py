@@ -105,7 +105,7 @@ def align(selection: object, sentences: Array) -> Aligned:
         array if np.array_equal(places[name], positions) else array[np.argsort(places[name])]
         for name, array in arrays.items()
     )
-    aligned = Aligned(positions, sentences[positions], tuple(X), y, selection.densest)
+    aligned = Aligned(positions=positions, sentences=sentences[positions], X=tuple(X), y=y, densest=selection.densest)
     _check_densest(aligned)
     return aligned
 

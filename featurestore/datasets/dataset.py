@@ -189,17 +189,19 @@ class Dataset:
             raise NonFiniteError("y has NaN or infinite values, which no dataset may hold; leave these sentences out")
         with whole_file(path, overwrite=overwrite) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
             with _member(archive, "X") as member:
-                np.lib.format.write_array_header_1_0(
-                    member, {"descr": "<f4", "fortran_order": False, "shape": self.data.shape}
-                )
-                for window in self._windows():
-                    if not np.isfinite(window).all():
-                        raise self._nonfinite()
-                    member.write(memoryview(window).cast("B"))
+                self._write_X(member)
             for name, array in self._small_arrays().items():
                 with _member(archive, name) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         return path
+
+    def _write_X(self, member: IO[bytes]) -> None:  # noqa: N802
+        header = {"descr": "<f4", "fortran_order": False, "shape": self.data.shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        for window in self._windows():
+            if not np.isfinite(window).all():
+                raise self._nonfinite()
+            member.write(memoryview(window).cast("B"))
 
     def _windows(self) -> Iterator[NDArray[np.float32]]:
         n, d = self.data.shape

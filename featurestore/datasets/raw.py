@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,29 @@ class Probed:
         return self.view.training_rows(self.plan.split)[self.selected.positions]
 
 
+Measured = tuple[str, str]
+"""Name of a block, and digest of the rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Blocks of X by name, and what has been measured of them, once for all datasets that share block and rows.
+
+    Attributes
+    ----------
+    raw : mapping of str to ndarray, (k, d)
+        Their raw values.
+    statistics : dict
+        Of some rows of some of them.
+    extremes : dict
+        The same, where that is enough.
+    """
+
+    raw: Mapping[str, Array]
+    statistics: dict[Measured, Statistics] = field(default_factory=dict)
+    extremes: dict[Measured, Extremes] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Loaded(Probed):
     """A plan of which X is read, too, so that its dataset can be assembled.
@@ -106,56 +129,29 @@ class Loaded(Probed):
 
     def statistics(self, rows: Array) -> list[Statistics]:
         """Return the statistics of each block of X in some rows."""
-        return self.blocks.statistics(self._names, rows)
+        return self._measured(rows, normalize.measure, self.blocks.statistics)
 
     def extremes(self, rows: Array) -> list[Extremes]:
         """Return the smallest and largest values of each block of X in some rows."""
-        return self.blocks.extremes(self._names, rows)
+        return self._measured(rows, normalize.measure_extremes, self.blocks.extremes)
+
+    def _measured[E: Extremes](
+        self, rows: Array, measure: Callable[[Sequence[Columns]], list[E]], known: dict[Measured, E]
+    ) -> list[E]:
+        digest = hashlib.sha256(rows).hexdigest()
+        keys = [(name, digest) for name in self._names]
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        groups = [[self.blocks.raw[name] for name, _ in group] for group in batched(missing, _BLOCKS)]
+        # A lone column twice, because numpy adds up one column in another order than one of several.
+        columns = [Columns(group * 2 if group[0].shape[1] == 1 else group, rows) for group in groups]
+        found = zip(groups, measure(columns), strict=True)
+        parts = [part for group, whole in found for part in whole.parts([block.shape[1] for block in group])]
+        known |= zip(missing, parts, strict=True)
+        return [known[key] for key in keys]
 
     @property
     def _names(self) -> list[str]:
         return [block.name for block in self.selected.columns]
-
-
-class Blocks:
-    """Blocks of X by name, and what is measured of them, once for all datasets that share block and rows.
-
-    Parameters
-    ----------
-    raw : mapping of str to ndarray, (k, d)
-        Their raw values.
-    """
-
-    def __init__(self, raw: Mapping[str, Array]) -> None:
-        self.raw = raw
-        self._statistics: dict[tuple[str, str], Statistics] = {}
-        self._extremes: dict[tuple[str, str], Extremes] = {}
-
-    def statistics(self, names: Sequence[str], rows: Array) -> list[Statistics]:
-        """Return the statistics of some rows of each of some blocks."""
-        return self._measured(names, rows, self._statistics, normalize.measure)
-
-    def extremes(self, names: Sequence[str], rows: Array) -> list[Extremes]:
-        """Return the smallest and largest values of some rows of each of some blocks."""
-        return self._measured(names, rows, self._extremes, normalize.measure_extremes)
-
-    def _measured[E: Extremes](
-        self,
-        names: Sequence[str],
-        rows: Array,
-        known: dict[tuple[str, str], E],
-        measure: Callable[[Sequence[Columns]], list[E]],
-    ) -> list[E]:
-        digest = hashlib.sha256(rows).hexdigest()
-        keys = [(name, digest) for name in names]
-        missing = [key for key in dict.fromkeys(keys) if key not in known]
-        groups = [[self.raw[name] for name, _ in group] for group in batched(missing, _BLOCKS)]
-        # A lone column twice, because numpy adds up one column in another order than one of several.
-        columns = [Columns(group * 2 if group[0].shape[1] == 1 else group, rows) for group in groups]
-        measured = zip(groups, measure(columns), strict=True)
-        parts = [part for group, found in measured for part in found.parts([block.shape[1] for block in group])]
-        known |= zip(missing, parts, strict=True)
-        return [known[key] for key in keys]
 
 
 def probe(view: StoreView, plans: Sequence[Plan]) -> list[Probed]:

@@ -19,7 +19,7 @@ from featurestore.schema import ACTIVATIONS, EMBEDDINGS
 from featurestore.splits import split as splits
 from featurestore.store.reading import open_chunks
 from featurestore.store.snapshot import store_name
-from featurestore.strategies import Option, check_feature, sae_position, sae_positions
+from featurestore.strategies import Option, Selection, check_feature, sae_position, sae_positions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -99,23 +99,27 @@ class StoreView:
         """
         key = f"{plan.strategy.name} {sorted(plan.arguments.items())}"
         if key not in self._selections:
-            try:
-                for option in plan.strategy.options:
-                    if option.name in plan.arguments:
-                        self.check_option(option, plan.arguments[option.name])
-                selection = plan.strategy.select(self.ds.copy(), **plan.arguments)
-            except SelectionError as error:
-                raise SelectionError(f"{self.path}: {error}") from None
-            except SystemExit as stop:
-                raise StrategyError(f"{plan.strategy.name}: ends in sys.exit({stop.code!r}); raise an error") from None
-            except Exception as error:
-                error.add_note(f"in the strategy {plan.strategy.name}")
-                raise
+            selection = self._selection(plan)
             try:
                 self._selections[key] = align(selection, self.sentences)
             except StrategyError as error:
                 raise StrategyError(f"{plan.strategy.name}: {error}") from None
         return self._selections[key]
+
+    def _selection(self, plan: Plan) -> Selection:
+        """Call the strategy, whose own errors are told from ours."""
+        try:
+            for option in plan.strategy.options:
+                if option.name in plan.arguments:
+                    self.check_option(option, plan.arguments[option.name])
+            return plan.strategy.select(self.ds.copy(), **plan.arguments)
+        except SelectionError as error:
+            raise SelectionError(f"{self.path}: {error}") from None
+        except SystemExit as stop:
+            raise StrategyError(f"{plan.strategy.name}: ends in sys.exit({stop.code!r}); raise an error") from None
+        except Exception as error:
+            error.add_note(f"in the strategy {plan.strategy.name}")
+            raise
 
     def check(self, plan: Plan) -> None:
         """Check a plan against the store, without reading what is to be built.
@@ -128,16 +132,30 @@ class StoreView:
             If the statistics of another dataset are of another input.
         """
         self.select(plan)
-        if plan.stats_from is None:
-            return
+        if plan.stats_from is not None:
+            self._check_same_input(plan, plan.stats_from)
+            self._warn_of_test_rows(plan.stats_from, plan.split)
+
+    def _check_same_input(self, plan: Plan, other: Dataset) -> None:
         for name, ours in self.inputs(plan).items():
-            theirs = np.asarray(plan.stats_from.metadata.get(name))
+            theirs = np.asarray(other.metadata.get(name))
             if name == "input_features" and self.select(plan).densest is not None:
                 ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
             if not np.array_equal(theirs, ours):
                 found = f"its X has {name} {theirs}, this one has {ours}"
                 raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
-        self._warn_of_test_rows(plan.stats_from, plan.split)
+
+    def _warn_of_test_rows(self, other: Dataset, options: SplitOptions | None) -> None:
+        divided = self.split(options)
+        if divided is None or other.metadata["store_digest"] != self.digest:
+            return
+        theirs = other.metadata["sentence_indices"]
+        theirs = theirs[other.metadata.get("split", np.full(len(theirs), "train")) == "train"]
+        test = self.sentences[~divided.train]
+        found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
+        if np.isin(test, theirs).any() and found not in self._warned:
+            self._warned.add(found)
+            logger.warning("%s: %s", spelled("stats_from"), found)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -225,18 +243,6 @@ class StoreView:
         """Return the shape of X before any sentence is dropped, without reading it."""
         selected = self.select(plan)
         return len(selected.positions), selected.width
-
-    def _warn_of_test_rows(self, other: Dataset, options: SplitOptions | None) -> None:
-        divided = self.split(options)
-        if divided is None or other.metadata["store_digest"] != self.digest:
-            return
-        theirs = other.metadata["sentence_indices"]
-        theirs = theirs[other.metadata.get("split", np.full(len(theirs), "train")) == "train"]
-        test = self.sentences[~divided.train]
-        found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
-        if np.isin(test, theirs).any() and found not in self._warned:
-            self._warned.add(found)
-            logger.warning("%s: %s", spelled("stats_from"), found)
 
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
         """Return the blocks of X of some plans by name, what they share once."""
