@@ -178,9 +178,8 @@ class Statistics(Extremes):
 
 def measure_extremes(columns: Sequence[ArrayLike]) -> list[Extremes]:
     """Compute the extremes of several arrays at once, as `measure` does all statistics."""
-    return [
-        Extremes(*found) for found in _compute([(values.min(axis=0), values.max(axis=0)) for values in _lazy(columns)])
-    ]
+    wanted = [(array.min(axis=0), array.max(axis=0)) for array in _lazy(columns)]
+    return [Extremes(*found) for found in _compute(wanted)]
 
 
 def measure(columns: Sequence[ArrayLike]) -> list[Statistics]:

@@ -86,8 +86,8 @@ class Probed:
         return self.view.training_rows(self.plan.split)[self.selected.positions]
 
 
-Measured = tuple[str, str]
-"""Name of a block, and digest of the rows."""
+Part = tuple[str, str]
+"""Name of a block, and digest of some rows of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +105,8 @@ class Blocks:
     """
 
     raw: Mapping[str, Array]
-    statistics: dict[Measured, Statistics] = field(default_factory=dict)
-    extremes: dict[Measured, Extremes] = field(default_factory=dict)
+    statistics: dict[Part, Statistics] = field(default_factory=dict)
+    extremes: dict[Part, Extremes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -136,7 +136,7 @@ class Loaded(Probed):
         return self._measured(rows, normalize.measure_extremes, self.blocks.extremes)
 
     def _measured[E: Extremes](
-        self, rows: Array, measure: Callable[[Sequence[Columns]], list[E]], known: dict[Measured, E]
+        self, rows: Array, measure: Callable[[Sequence[Columns]], list[E]], known: dict[Part, E]
     ) -> list[E]:
         digest = hashlib.sha256(rows).hexdigest()
         keys = [(name, digest) for name in self._names]
