@@ -23,7 +23,8 @@ from featurestore.datasets.view import Source
 from featurestore.errors import DatasetError, NonFiniteError, NpzError, RecipeError, shown, speaking, spelled
 from featurestore.recipes.recipe import Recipe, load_recipe
 from featurestore.schema import Progress
-from featurestore.store.ingest import find_store, outline, store_path
+from featurestore.store.ingest import find_store, store_path
+from featurestore.store.outline import outline
 
 logger = logging.getLogger(__name__)
 
