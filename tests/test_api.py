@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import SAMPLE, write_folder, write_sentence
 
 import featurestore
 from featurestore.cli.commands import main
 from featurestore.store import info as inspection
 from featurestore.strategies import registry
+from tests.sentences import SAMPLE, write_folder, write_sentence
 
 ROOT = Path(featurestore.__file__).parents[1]
 

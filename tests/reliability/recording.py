@@ -21,11 +21,11 @@ import dask
 import numpy as np
 import pytest
 import zarr
-from conftest import sentence_arrays, write_sentence
 
 import featurestore
 from featurestore.store import batch, commit
 from featurestore.store import snapshot as store
+from tests.sentences import sentence_arrays, write_sentence
 
 Sentences = list[dict[str, np.ndarray[Any, Any]]]
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import Result
-from conftest import sentence_arrays, write_sentence
 
 import featurestore
 from featurestore.store import commit
 from featurestore.store import snapshot as store
+from tests.sentences import sentence_arrays, write_sentence
 
 Cli = Callable[..., Result]
 Values = dict[str, tuple[str, tuple[int, ...], bytes]]

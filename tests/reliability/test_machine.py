@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import sentence_arrays, write_sentence
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -22,6 +21,7 @@ import featurestore
 from featurestore.sources import sentences
 from featurestore.store import batch, commit
 from featurestore.store import snapshot as store
+from tests.sentences import sentence_arrays, write_sentence
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import (
+
+import featurestore
+from featurestore.store import commit
+from featurestore.store import snapshot as store
+from featurestore.store.commit import Writer
+from tests.reliability.recording import (
     Disk,
     Operation,
     Sentences,
@@ -27,11 +32,6 @@ from recording import (
     write_sentences,
     write_tree,
 )
-
-import featurestore
-from featurestore.store import commit
-from featurestore.store import snapshot as store
-from featurestore.store.commit import Writer
 
 Tree = dict[str, bytes | None]
 

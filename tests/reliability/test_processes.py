@@ -29,9 +29,6 @@ from unittest import mock
 import dask
 import numpy as np
 import pytest
-from conftest import sentence_arrays, write_folder, write_sentence
-from helpers import ARRAYS, check, tree
-from recording import quick_folder
 from zarr.abc.store import RangeByteRequest
 from zarr.storage import LocalStore
 
@@ -39,6 +36,9 @@ import featurestore
 from featurestore.store import commit
 from featurestore.store import snapshot as store
 from featurestore.store.batch import Batch
+from tests.reliability.contents import ARRAYS, check, tree
+from tests.reliability.recording import quick_folder
+from tests.sentences import sentence_arrays, write_folder, write_sentence
 
 CLI = Path(__file__).parents[2] / "cli.py"
 ROWS = 4

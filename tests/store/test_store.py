@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from featurestore.store import commit
 from featurestore.store import ingest as ingestion
 from featurestore.store import snapshot as store
 from featurestore.store.ingest import find_store
+from tests.sentences import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 
 def assert_holds(path: Path, expected: list[dict[str, np.ndarray[Any, Any]]]) -> None:

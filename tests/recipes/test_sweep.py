@@ -21,7 +21,6 @@ import pytest
 import xarray as xr
 import yaml
 from click.testing import Result
-from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
 from featurestore import strategies
@@ -32,6 +31,7 @@ from featurestore.store import reading
 from featurestore.store import snapshot as store
 from featurestore.strategies import registry
 from featurestore.strategies.registry import Selection
+from tests.sentences import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 STUDY: dict[str, Any] = {
     "datasets": [

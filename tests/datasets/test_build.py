@@ -14,7 +14,6 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import SAMPLE, write_folder, write_sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -26,6 +25,7 @@ from featurestore.ranges import Numbers
 from featurestore.store import snapshot as store
 from featurestore.strategies import registry
 from featurestore.strategies.registry import Selection, Strategy
+from tests.sentences import SAMPLE, write_folder, write_sentence
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
