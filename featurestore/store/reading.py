@@ -61,8 +61,9 @@ def open_store(path: PathLike) -> xr.Dataset:
 
     Examples
     --------
-    >>> ds = open_store("stores/dishonesty.zarr")  # doctest: +SKIP
-    >>> ds.hidden_states.sel(layer=12, token=-1)  # doctest: +SKIP
+    >>> ds = open_store("stores/dishonesty.zarr")
+    >>> ds.hidden_states.sel(layer=12, token=-1).dims
+    ('sentence', 'hidden')
     """
     path = as_path(path)
     root = read_root(path)
