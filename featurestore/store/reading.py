@@ -33,7 +33,7 @@ def open_store(path: PathLike) -> xr.Dataset:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or PathLike
         The store, as `ingest` made it.
 
     Returns
