@@ -1,6 +1,4 @@
-"""What can go wrong, as one tree of exceptions.
-
-::
+"""What can go wrong, as one tree of exceptions:
 
     FeatureStoreError
     ├── NpzError (ValueError)        an NPZ file that is damaged, unsafe or of the wrong content

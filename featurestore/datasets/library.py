@@ -90,9 +90,9 @@ def list_datasets(folder: PathLike, stores: PathLike = STORES) -> list[DatasetEn
 
     Parameters
     ----------
-    folder : path-like
+    folder : str or PathLike
         Searched with all its folders. Other NPZ files are left out, with one warning.
-    stores : path-like
+    stores : str or PathLike
         Folder of the stores, with which datasets are compared.
 
     Returns

@@ -109,7 +109,7 @@ def sweep(
 
     Parameters
     ----------
-    recipe : path-like or mapping
+    recipe : str or PathLike or mapping
         A YAML file, or what one would contain. Folders of sentence NPZs are brought into their stores first.
     dry_run : bool
         Check and list only: nothing is written. Targets are read, X is not; folders that are not ingested yet, or not

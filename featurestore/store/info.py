@@ -81,7 +81,7 @@ def info(store: PathLike) -> StoreInfo:
 
     Parameters
     ----------
-    store : path-like
+    store : str or PathLike
         The store.
 
     Returns

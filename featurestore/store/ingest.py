@@ -60,9 +60,9 @@ def ingest(
 
     Parameters
     ----------
-    source : path-like
+    source : str or PathLike
         Folder of ``sentence_*.npz``.
-    store : path-like, optional
+    store : str or PathLike, optional
         The store; made if it is not there. By default ``stores/<folder name>.zarr``, which is refused if it holds
         sentences, but none of this folder: it was made from another one of that name.
     skip_bad : bool

@@ -29,7 +29,7 @@ def open_store(path: PathLike) -> xr.Dataset:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or PathLike
         The store, as `ingest` made it.
 
     Returns
@@ -57,8 +57,9 @@ def open_store(path: PathLike) -> xr.Dataset:
 
     Examples
     --------
-    >>> ds = open_store("stores/dishonesty.zarr")  # doctest: +SKIP
-    >>> ds.hidden_states.sel(layer=12, token=-1)  # doctest: +SKIP
+    >>> ds = open_store("stores/dishonesty.zarr")
+    >>> ds.hidden_states.sel(layer=12, token=-1).dims
+    ('sentence', 'hidden')
     """
     snapshot = Snapshot.read(as_path(path))
     _warn_if_incomplete(snapshot)

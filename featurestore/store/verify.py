@@ -51,9 +51,9 @@ def verify(
 
     Parameters
     ----------
-    store : path-like
+    store : str or PathLike
         The store.
-    source : path-like, optional
+    source : str or PathLike, optional
         A folder of sentence NPZs: their values are compared, too, bit for bit.
     progress : callable
         Called as ``progress(what, done, total)``.
