@@ -1,6 +1,4 @@
-"""What can go wrong, as one tree of exceptions.
-
-::
+"""What can go wrong, as one tree of exceptions:
 
     FeatureStoreError
     ├── NpzError (ValueError)        an NPZ file that is damaged, unsafe or of the wrong content
@@ -48,7 +46,22 @@ class FeatureStoreError(Exception):
 
 
 class NpzError(FeatureStoreError, ValueError):
-    """An NPZ file that is damaged, unsafe or of the wrong content."""
+    """An NPZ file that is damaged, unsafe or of the wrong content.
+
+    Attributes
+    ----------
+    reason : str
+        What is wrong, without the name of the file.
+    """
+
+    reason = ""
+
+    @classmethod
+    def of(cls, path: object, reason: str) -> Self:
+        """Make the error that says what is wrong with a file."""
+        error = cls(f"{shown(path)}: {reason}")
+        error.reason = reason
+        return error
 
 
 class SourceError(FeatureStoreError, ValueError):

@@ -1,4 +1,4 @@
-"""Files that appear under their name whole, or not at all."""
+"""Files that appear under their name whole, or not at all, and stay there when the power fails."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from featurestore.errors import DatasetError, naming, spelled
+
+PARTIAL = ".partial"
+"""Suffix of files being written, here and in Zarr's LocalStore."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -39,7 +43,7 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _nameless(target.parent) as file:
             yield file
-            _flush(file)
+            _flush_open(file)
             if not _publish(file, target, overwrite):
                 remedy = f"choose another output, or {spelled('overwrite', True)}"
                 raise DatasetError(f"{path}: exists with other content; {remedy}")
@@ -61,7 +65,7 @@ def _nameless(folder: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def _spare_name(folder: Path) -> Iterator[Path]:
     """Make up a name that nothing else has, also no other thread; what is left under it is removed."""
-    spare = folder / f".{secrets.token_hex(8)}.partial"
+    spare = folder / f".{secrets.token_hex(8)}{PARTIAL}"
     try:
         yield spare
     finally:
@@ -79,7 +83,7 @@ def _publish(file: IO[bytes], path: Path, overwrite: bool) -> bool:
             file.seek(0)
             with spare.open("xb") as copy:
                 shutil.copyfileobj(file, copy, _CHUNK_BYTES)
-                _flush(copy)
+                _flush_open(copy)
         if path.exists() and not overwrite:  # by now
             return False
         spare.replace(path)
@@ -112,6 +116,39 @@ def _is_copy(file: IO[bytes], path: Path) -> bool:
     return True
 
 
-def _flush(file: IO[bytes]) -> None:
+def _flush_open(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Replace a file at once and for good."""
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("wb") as file:
+        file.write(data)
+        _flush_open(file)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def flush(folder: Path) -> None:
+    """Flush a folder with all below it to disk."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(sync, [folder, *folder.rglob("*")]))
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -74,12 +74,11 @@ class Archive:
             mode = path.stat().st_mode
             if not stat.S_ISREG(mode):  # not even opened: a pipe would block, a device has no end
                 found = _KINDS.get(stat.S_IFMT(mode), "something else")
-                raise NpzError(
-                    f"{shown(path)}: cannot be read: expected a file, found {found}; remove it, or check the path"
-                )
+                problem = f"cannot be read: expected a file, found {found}; remove it, or check the path"
+                raise NpzError.of(path, problem)
             self._file: IO[bytes] = path.open("rb")
         except OSError as error:
-            raise NpzError(f"{shown(path)}: cannot be read ({error.strerror})") from error
+            raise NpzError.of(path, f"cannot be read ({error.strerror})") from error
         try:
             self._members = self._directory()
         except BaseException:
@@ -204,17 +203,15 @@ class Archive:
             struct.error,
             OverflowError,
         ) as error:
-            raise NpzError(
-                f"{shown(self.path)}: expected an NPZ (zip) archive, found something else or a truncated one "
-                f"({error}); write it again"
-            ) from error
+            found = f"expected an NPZ (zip) archive, found something else or a truncated one ({error}); write it again"
+            raise NpzError.of(self.path, found) from error
         except OSError as error:
-            raise NpzError(f"{shown(self.path)}: cannot be read ({error.strerror or error})") from error
+            raise NpzError.of(self.path, f"cannot be read ({error.strerror or error})") from error
         if len(members) > MAX_MEMBERS:
-            raise NpzError(f"{shown(self.path)}: {len(members):,} arrays, more than the limit of {MAX_MEMBERS:,}")
+            raise NpzError.of(self.path, f"{len(members):,} arrays, more than the limit of {MAX_MEMBERS:,}")
         named = {member.filename.removesuffix(".npy"): member for member in members}
         if len(named) < len(members):
-            raise NpzError(f"{shown(self.path)}: an array name appears twice; write the file again")
+            raise NpzError.of(self.path, "an array name appears twice; write the file again")
         return named
 
     def _member(self, name: str, max_bytes: int = MAX_ARRAY_BYTES) -> zipfile.ZipInfo:
@@ -275,4 +272,4 @@ class Archive:
 
     def error(self, name: str, problem: str) -> NpzError:
         """Make the error that says what is wrong with an array of this file."""
-        return NpzError(f"{shown(self.path)}: array '{shown(name)}' {problem}")
+        return NpzError.of(self.path, f"array '{shown(name)}' {problem}")

@@ -1,4 +1,4 @@
-"""The package's face: names, command line, README."""
+"""The package's face: names and command line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from conftest import SAMPLE, write_folder, write_sentence
 
 import featurestore
-from featurestore.cli.commands import main
 from featurestore.store import info as inspection
-from featurestore.strategies import registry
+from tests.sentences import SAMPLE, write_folder, write_sentence
 
 ROOT = Path(featurestore.__file__).parents[1]
 
@@ -52,11 +49,12 @@ def imports() -> dict[str, set[str]]:
 
 
 def test_imports_point_down() -> None:
-    """The README draws the rooms in ranks: none imports from one of its own rank or above, and no room in circles."""
-    drawing = (ROOT / "README.md").read_text().partition("cli.py -> ")[2].partition("\n\n")[0]
+    """The rooms are drawn in ranks: none imports from one of its own rank or above, and no room in circles."""
+    drawing = (ROOT / "docs" / "design.md").read_text().partition("cli.py -> ")[2].partition("\n\n")[0]
     ranks = [re.split(r"\s{3,}", line.strip())[0].split() for line in drawing.splitlines()]
     rank = {room: position for position, rooms in enumerate(ranks) for room in rooms}
-    known = {module: imported for module, imported in imports().items() if "." in module}
+    faces = ("featurestore", "featurestore.__main__")  # from outside, like cli.py
+    known = {module: imported for module, imported in imports().items() if module not in faces}
     rooms = {module: module.split(".")[1] for module in known}
     assert set(rooms.values()) == rank.keys()
     for module, imported in known.items():
@@ -102,6 +100,12 @@ def test_help_shows_every_strategy_with_its_options(cli: Any) -> None:
 
 def test_version(cli: Any) -> None:
     assert cli("--version").output.strip().endswith(featurestore.__version__)
+
+
+def test_the_package_runs_as_the_command_line() -> None:
+    command = [sys.executable, "-m", "featurestore", "--version"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed == f"featurestore, version {featurestore.__version__}\n"
 
 
 def test_the_old_command_lines(cli: Any) -> None:
@@ -151,33 +155,3 @@ def test_info(cli: Any, tmp_path: Path) -> None:
         active = ds.activations.sel(token=-1).isel(layer=position).values != 0
         assert sae.measured_l0 == pytest.approx(active.sum(axis=1).mean())
     assert info.bytes_on_disk == sum(path.stat().st_size for path in Path("s.zarr").rglob("*") if path.is_file())
-
-
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-
-
-def test_readme_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but those that set up, test, or take long, which are run by hand and by the checks."""
-    elsewhere = ("pip install", "uv run --group", "sh .ci")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    commands = [line for line in readme_commands() if not line.startswith(elsewhere)]
-    assert len(commands) >= 15
-    for line in commands:
-        words = line.split("#")[0].split()
-        assert words[:3] == ["uv", "run", "cli.py"], line
-        result = CliRunner().invoke(main, words[3:])
-        assert result.exit_code == 0, (line, result.output)
-
-
-def test_readme_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    namespace: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)

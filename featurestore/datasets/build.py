@@ -43,13 +43,13 @@ def build(
 
     Parameters
     ----------
-    store : path-like
+    store : str or PathLike
         The store, or a folder of sentence NPZs, whose store ``stores/<folder name>.zarr`` is brought up to date first.
     strategy : str
         A registered strategy, such as ``"hidden-to-concept"``.
     normalize : str, optional
         ``"standardize"`` (default), ``"minmax"`` or ``"none"``.
-    output : path-like, optional
+    output : str or PathLike, optional
         Where to write the dataset; without it nothing is written.
     overwrite : bool
         Replace an `output` that has other content.
@@ -58,7 +58,7 @@ def build(
     test_size, folds, seed, group_by : optional
         Divide the sentences into training and test rows, or folds, without leakage (see `SplitOptions`); the
         normalization is then fitted on the training rows alone. Without a split it is fitted on all rows.
-    stats_from : path-like, optional
+    stats_from : str or PathLike, optional
         A dataset of the same strategy and input, whose normalization is used instead of fitting one.
     wait : bool
         Wait while another process writes the store, instead of raising.

@@ -165,7 +165,7 @@ class Dataset:
 
         Parameters
         ----------
-        path : path-like
+        path : str or PathLike
             Ends in ``.npz``. Where it is a link, the file that the link leads to is written.
         overwrite : bool
             Replace a file that has other content.
@@ -235,7 +235,7 @@ def load_dataset(path: PathLike) -> Dataset:
 
     Parameters
     ----------
-    path : path-like
+    path : str or PathLike
         A dataset as `build` wrote it.
 
     Returns
@@ -258,7 +258,7 @@ def read_metadata(path: PathLike, names: Sequence[str]) -> dict[str, NDArray[Any
 
     Parameters
     ----------
-    path : path-like
+    path : str or PathLike
         A dataset.
     names : sequence of str
         Of metadata; those that the file does not have are left out.

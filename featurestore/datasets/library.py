@@ -20,8 +20,7 @@ from featurestore.errors import DatasetError, FeatureStoreError, NpzError, Store
 from featurestore.paths import PathLike, as_path
 from featurestore.schema import STORES
 from featurestore.splits.split import SplitOptions
-from featurestore.store.reading import read_coord
-from featurestore.store.snapshot import is_store, read_root, store_name
+from featurestore.store.snapshot import Snapshot, is_store, store_name
 from featurestore.strategies import list_strategies
 
 logger = logging.getLogger(__name__)
@@ -99,9 +98,9 @@ def list_datasets(
 
     Parameters
     ----------
-    folder : path-like
+    folder : str or PathLike
         Searched with all its folders. Other NPZ files are left out, with one warning.
-    stores : path-like
+    stores : str or PathLike
         Folder of the stores, with which datasets are compared.
     strategy : str, optional
         Only those of this strategy.
@@ -235,8 +234,8 @@ def _sentences(stores: Path, name: str) -> str | None:
         usual = [stores / f"{name}.zarr", stores / name]
         others = (path for path in sorted(stores.iterdir()) if store_name(path) == name)  # links of other names
         store = next((path for path in (*usual, *others) if is_store(path)), usual[0])
-        root = read_root(store)
-        indices, digests = (read_coord(store, root, coord) for coord in ("sentence", "source_digest"))
+        snapshot = Snapshot.read(store)
+        indices, digests = (snapshot.coord(name) for name in ("sentence", "source_digest"))
     except (StoreError, OSError, ValueError):
         return None
     return sentences_digest(indices, digests)

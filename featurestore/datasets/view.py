@@ -17,7 +17,7 @@ from featurestore.datasets.ranking import Target, rank
 from featurestore.errors import DatasetError, SelectionError, StrategyError, spelled
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS
 from featurestore.splits import split as splits
-from featurestore.store.reading import open_chunks
+from featurestore.store.reading import open_for_building
 from featurestore.store.snapshot import store_name
 from featurestore.strategies import Option, Selection, check_feature, sae_position, sae_positions
 
@@ -40,7 +40,7 @@ class StoreView:
     store : Path
         The store.
     outline : xarray.Dataset, optional
-        What it will hold, if it is not there yet, or not up to date (see `featurestore.store.ingest.outline`).
+        What it will hold, if it is not there yet, or not up to date (see `featurestore.store.outline.outline`).
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class StoreView:
     def __init__(self, store: Path, outline: xr.Dataset | None = None) -> None:
         self.path = store
         self.readable = outline is None
-        self.ds = open_chunks(store) if outline is None else outline
+        self.ds = open_for_building(store) if outline is None else outline
         texts = {name: self.ds[name].compute(scheduler="threads") for name in ("text", "source", "source_digest")}
         self.ds = self.ds.assign_coords(texts)
         for coord in self.ds.coords.values():

@@ -99,7 +99,7 @@ def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
     Parameters
     ----------
-    recipe : path-like or mapping
+    recipe : str or PathLike or mapping
         A YAML file, or what one would contain. Paths in it are relative to the working folder, as on a command line.
 
     Returns

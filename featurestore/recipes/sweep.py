@@ -24,7 +24,8 @@ from featurestore.errors import NonFiniteError, RecipeError, speaking
 from featurestore.recipes.jobs import Job, check_outputs, jobs_of
 from featurestore.recipes.recipe import Recipe, load_recipe
 from featurestore.schema import Progress
-from featurestore.store.ingest import find_store, outline, store_path
+from featurestore.store.ingest import find_store, store_path
+from featurestore.store.outline import outline
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def sweep(
 
     Parameters
     ----------
-    recipe : path-like or mapping
+    recipe : str or PathLike or mapping
         A YAML file, or what one would contain. Folders of sentence NPZs are brought into their stores first.
     dry_run : bool
         Check and list only: nothing is written. Targets are read, X is not; folders that are not ingested yet, or not

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import NpzError, SourceError, shown
+from featurestore.errors import NpzError, SourceError
 from featurestore.npz import Archive
 from featurestore.schema import (
     ACTIVATIONS,
@@ -139,7 +139,7 @@ def scan_all(
             file = scan(path)
             files.append(replace(file, extraction=shared.setdefault(file.extraction, file.extraction)))
         except NpzError as error:
-            bad.append(Skipped(path.name, str(error).removeprefix(f"{shown(path)}: ")))
+            bad.append(Skipped(path.name, error.reason))
         advance()
     expected, whose = extraction, "the store"
     if expected is None and files:
@@ -168,7 +168,7 @@ def read(file: SentenceFile) -> Sentence:
     with Archive(file.path) as archive:
         contents = _contents(archive)
         if contents.file != file:
-            raise _problem(archive, "the file changed while it was being ingested; run the command again")
+            raise NpzError.of(archive.path, "the file changed while it was being ingested; run the command again")
         tokens = slice(file.n_tokens)
         return Sentence(
             file=file,
@@ -199,16 +199,12 @@ def changed_alone(path: Path, digest: str, label: int, text: str) -> str | None:
         return " and ".join(found) if before and archive.digest_with(before) == digest else None
 
 
-def _problem(archive: Archive, problem: str) -> NpzError:
-    return NpzError(f"{shown(archive.path)}: {problem}")
-
-
 def _contents(archive: Archive) -> _Contents:
     if not archive.path.name.isprintable():
-        raise _problem(archive, "the file's name holds characters that cannot be printed; rename it")
+        raise NpzError.of(archive.path, "the file's name holds characters that cannot be printed; rename it")
     missing = [name for name in (*_AXES, *_SCALARS) if name not in archive]
     if missing:
-        raise _problem(archive, f"missing array {', '.join(map(repr, missing))}; {_AGAIN}")
+        raise NpzError.of(archive.path, f"missing array {', '.join(map(repr, missing))}; {_AGAIN}")
     sizes = _sizes(archive)
     is_final = archive.array("is_final_token", MAX_SMALL_BYTES)
     if is_final.dtype != bool:
@@ -231,7 +227,14 @@ def _contents(archive: Archive) -> _Contents:
     if index < 0:
         raise archive.error("sentence_index", f"must count from 0, found {index}; correct it")
     return _Contents(
-        file=SentenceFile(archive.path, archive.digest, index, n_tokens, sizes["T"] - n_tokens, extraction),
+        file=SentenceFile(
+            path=archive.path,
+            digest=archive.digest,
+            sentence_index=index,
+            n_tokens=n_tokens,
+            n_after_final=sizes["T"] - n_tokens,
+            extraction=extraction,
+        ),
         text=_texts(archive, "sentence")[0],
         fragments=_texts(archive, "fragments", MAX_FRAGMENTS_BYTES),
         label=label,
@@ -254,13 +257,13 @@ def _sizes(archive: Archive) -> dict[str, int]:
     for axis, sizes in said.items():
         if len(set(sizes.values())) > 1:
             found = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            raise _problem(archive, f"arrays disagree on the number of {_AXIS_WORDS[axis]}: {found}; {_AGAIN}")
+            raise NpzError.of(archive.path, f"arrays disagree on the number of {_AXIS_WORDS[axis]}: {found}; {_AGAIN}")
         size, limit = next(iter(sizes.values())), LIMITS[_DIMS[axis]]
         if size == 0:
-            raise _problem(archive, f"zero {_AXIS_WORDS[axis]}; {_AGAIN}")
+            raise NpzError.of(archive.path, f"zero {_AXIS_WORDS[axis]}; {_AGAIN}")
         if size > limit:
-            raise _problem(
-                archive, f"{size:,} {_AXIS_WORDS[axis]}, more than the limit of {limit:,}; leave the file out"
+            raise NpzError.of(
+                archive.path, f"{size:,} {_AXIS_WORDS[axis]}, more than the limit of {limit:,}; leave the file out"
             )
     return {axis: next(iter(sizes.values())) for axis, sizes in said.items()}
 

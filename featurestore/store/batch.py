@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, EMBEDDINGS, HIDDEN_STATES, Sentence
-from featurestore.store.layout import SENTENCE_COORDS, Root
-from featurestore.store.reading import open_array
-from featurestore.store.snapshot import array_metadata, chunk_shape, dim_sizes, resized
+from featurestore.store.layout import SENTENCE_COORDS
+from featurestore.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import zarr
@@ -81,12 +80,17 @@ def stage(sentence: Sentence) -> Staged:
         "sentence": sentence.file.sentence_index,
         "label": sentence.label,
         "n_tokens": sentence.file.n_tokens,
-        "n_nonfinite": sum(array.size - int(np.count_nonzero(np.isfinite(array))) for array in everything),
+        "n_nonfinite": sum(map(count_nonfinite, everything)),
         "text": sentence.text,
         "source": sentence.file.path.name,
         "source_digest": sentence.file.digest,
     }
     return Staged(coords, sentence.fragments, dense, nonzero)
+
+
+def count_nonfinite(values: NDArray[np.floating]) -> int:
+    """Count NaN and infinite values."""
+    return values.size - int(np.count_nonzero(np.isfinite(values)))
 
 
 def _nonzero(token: NDArray[np.floating]) -> NonZeros:
@@ -104,10 +108,8 @@ class Batch:
 
     Parameters
     ----------
-    path : Path
+    committed : Snapshot
         The store.
-    root : dict
-        Its committed metadata.
     sentences : sequence of Staged
         No more than the last shard has room for.
     folder : Path
@@ -115,20 +117,19 @@ class Batch:
 
     Attributes
     ----------
-    root : dict
-        The metadata to commit once the batch is written.
+    snapshot : Snapshot
+        What is to be committed once the batch is written.
     """
 
-    def __init__(self, path: Path, root: Root, sentences: Sequence[Staged], folder: Path) -> None:
-        self._path, self._committed, self._sentences, self._folder = path, root, sentences, folder
-        sizes = dim_sizes(root)
-        self._old, self._old_tokens = sizes["sentence"], sizes["token"]
+    def __init__(self, committed: Snapshot, sentences: Sequence[Staged], folder: Path) -> None:
+        self._committed, self._sentences, self._folder = committed, sentences, folder
+        self._old, self._old_tokens = committed.sizes["sentence"], committed.sizes["token"]
         self._new = self._old + len(sentences)
         self._tokens = max(self._old_tokens, *(len(staged.nonzero) for staged in sentences))
-        self._rows, _, self._shard_layers, _ = chunk_shape(root, ACTIVATIONS)
+        self._rows, _, self._shard_layers, _ = committed.file_shape(ACTIVATIONS)
         self._first = self._old - self._old % self._rows
         self._kept = self._old - self._first
-        self.root = resized(root, self._new, self._tokens)
+        self.snapshot = committed.resized(self._new, self._tokens)
 
     def write(self) -> None:
         """Write all chunks that the batch touches."""
@@ -139,7 +140,7 @@ class Batch:
             labels = self._target("token")
             labels[:] = -1 - np.arange(labels.shape[0])
 
-        kept = np.asarray(open_array(self._path, self._committed, "n_tokens")[self._first :])
+        kept = np.asarray(self._committed.open("n_tokens")[self._first :])
         lengths = kept.tolist() + [len(staged.nonzero) for staged in self._sentences]
         self._write_fragments(max(lengths))
         lanes = min(MAX_LANES, os.cpu_count() or 1)
@@ -150,13 +151,13 @@ class Batch:
         target = self._target(name)
         first = self._old - self._old % target.chunks[0]
         whole = np.zeros(target.shape[0] - first, values.dtype)
-        whole[: self._old - first] = open_array(self._path, self._committed, name)[first:]
+        whole[: self._old - first] = self._committed.open(name)[first:]
         whole[self._old - first :][: len(values)] = values
         target[first:] = whole
 
     def _write_fragments(self, longest: int) -> None:
         """Write a chunk at a time, as each fragment repeats all that come before it in its sentence."""
-        committed, target = open_array(self._path, self._committed, "fragment"), self._target("fragment")
+        committed, target = self._committed.open("fragment"), self._target("fragment")
         for start in range(0, longest, target.chunks[1]):
             columns = slice(start, start + target.chunks[1])
             whole = np.zeros((self._rows, target.chunks[1]), np.dtypes.StringDType())
@@ -169,7 +170,7 @@ class Batch:
 
     def _write_tokens(self, tokens: Sequence[int]) -> None:
         """Write the shards of some tokens, in ascending order, of all three arrays."""
-        committed = {name: open_array(self._path, self._committed, name) for name in ARRAY_DIMS}
+        committed = {name: self._committed.open(name) for name in ARRAY_DIMS}
         target = {name: self._target(name) for name in ARRAY_DIMS}
         _, _, layers, features = target[ACTIVATIONS].shape
         shard = np.zeros((self._rows, self._shard_layers * features), target[ACTIVATIONS].dtype)
@@ -220,8 +221,8 @@ class Batch:
 
     def _target(self, name: str) -> zarr.Array[Any]:
         """Return a handle on the array as it is to be, enlarged to whole chunks."""
-        dims = array_metadata(self.root)[name]["dimension_names"]
-        chunks = dict(zip(dims, chunk_shape(self.root, name), strict=True))
+        dims = self.snapshot.arrays[name]["dimension_names"]
+        chunks = dict(zip(dims, self.snapshot.file_shape(name), strict=True))
         rows, tokens = chunks.get("sentence", 1), chunks.get("token", 1)
-        whole = resized(self.root, -(-self._new // rows) * rows, -(-self._tokens // tokens) * tokens)
-        return open_array(self._folder, whole, name, writable=True)
+        whole = self.snapshot.resized(-(-self._new // rows) * rows, -(-self._tokens // tokens) * tokens)
+        return replace(whole, path=self._folder).open(name, writable=True)

@@ -13,16 +13,16 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
 
+from featurestore import files
 from featurestore.errors import StoreBusyError, StoreError, spelled
+from featurestore.files import PARTIAL
 from featurestore.paths import real_path
 from featurestore.schema import (
     ACTIVATIONS,
@@ -30,28 +30,10 @@ from featurestore.schema import (
     Skipped,
 )
 from featurestore.store.batch import Batch, Staged
-from featurestore.store.layout import Root
-from featurestore.store.reading import open_array, read_coord
-from featurestore.store.snapshot import (
-    ROOT,
-    array_metadata,
-    chunk_shape,
-    dim_sizes,
-    encode,
-    encode_root,
-    is_store,
-    new_root,
-    read_root,
-    stale_metadata,
-)
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from featurestore.store.layout import ROOT, encode, encode_root, new_root
+from featurestore.store.snapshot import Snapshot, is_store
 
 logger = logging.getLogger(__name__)
-
-PARTIAL = ".partial"
-"""Suffix of files being written, here and in Zarr's LocalStore."""
 
 
 @contextmanager
@@ -70,7 +52,7 @@ def exclusive(path: Path, wait: bool) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for parent in missing:
-            _fsync(parent.parent)
+            files.sync(parent.parent)
         with _locked(path, wait):
             yield path
     finally:
@@ -121,15 +103,14 @@ class Writer:
 
     Attributes
     ----------
-    root : dict
-        The committed metadata.
+    snapshot : Snapshot
+        The store as it is committed.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.root = read_root(path)
+        self.snapshot = Snapshot.read(path)
         self._new = False
-        self.sweep()
+        self._clean()
         self._write_array_metadata()
 
     @classmethod
@@ -145,27 +126,16 @@ class Writer:
             raise StoreError(f"{path}: expected a feature store or nothing, found something else; choose another path")
         if outer := next((parent for parent in path.parents if is_store(parent)), None):
             raise StoreError(f"{path}: is inside the store {outer}; choose another path")
-        root = new_root(extraction)
         aside = path.with_name(path.name + PARTIAL)
-        _remove(aside)
+        files.remove(aside)
         try:
-            aside.mkdir(parents=True)
-            for name, values in {
-                "layer": extraction.layers,
-                "average_l0": extraction.average_l0s,
-                "feature": range(extraction.features),
-            }.items():
-                open_array(aside, root, name, writable=True)[:] = np.array(values)
-            for name, metadata in array_metadata(root).items():
-                (aside / name).mkdir(exist_ok=True)
-                (aside / name / ROOT).write_bytes(encode(metadata))
-            (aside / ROOT).write_bytes(encode_root(root))
-            _flush(aside)
+            _write_empty(Snapshot(aside, new_root(extraction)), extraction)
+            files.flush(aside)
             aside.replace(path)
         finally:
-            _remove(aside)
+            files.remove(aside)
         try:
-            _fsync(path.parent)
+            files.sync(path.parent)
             writer = cls(path)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
@@ -176,22 +146,18 @@ class Writer:
     @property
     def n_sentences(self) -> int:
         """Committed sentences."""
-        return dim_sizes(self.root)["sentence"]
+        return self.snapshot.sizes["sentence"]
 
     @property
     def skipped(self) -> list[Skipped]:
         """Files that were left out, as committed."""
-        return [Skipped(**entry) for entry in self.root["attributes"]["skipped"]]
+        return [Skipped(**entry) for entry in self.snapshot.attributes["skipped"]]
 
     @property
     def room(self) -> int:
         """How many sentences the next batch takes: what fills the last shard, or a whole one."""
-        rows = chunk_shape(self.root, ACTIVATIONS)[0]
+        rows = self.snapshot.file_shape(ACTIVATIONS)[0]
         return rows - self.n_sentences % rows
-
-    def coord(self, name: str) -> NDArray[Any]:
-        """Committed values of a coordinate along `sentence`."""
-        return read_coord(self.path, self.root, name)
 
     def append(self, batch: Sequence[Staged], expected: int) -> None:
         """Write and commit at most `room` sentences.
@@ -199,103 +165,83 @@ class Writer:
         On any error, what was committed before stays as it was. Until `finish` the store says that it is incomplete,
         and how many sentences it is to have.
         """
-        aside = self.path / f"batch{PARTIAL}"
-        appended = Batch(self.path, self.root, batch, aside)
+        path = self.snapshot.path
+        aside = path / f"batch{PARTIAL}"
+        appended = Batch(self.snapshot, batch, aside)
         appended.write()
-        _flush(aside)
-        folders = {self.path}
+        files.flush(aside)
+        folders = {path}
         for source in aside.rglob("*"):
             if source.is_file():
-                target = self.path / source.relative_to(aside)
+                target = path / source.relative_to(aside)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
-                folders |= {parent for parent in target.parents if parent.is_relative_to(self.path)}
+                folders |= {parent for parent in target.parents if parent.is_relative_to(path)}
         for folder in folders:
-            _fsync(folder)
+            files.sync(folder)
         shutil.rmtree(aside)
-        self._commit(_with_attributes(appended.root, expected_sentences=expected))
-        logger.debug("%s: committed %d of %d sentences", self.path, self.n_sentences, expected)
+        self._commit(appended.snapshot.with_attributes(expected_sentences=expected))
+        logger.debug("%s: committed %d of %d sentences", path, self.n_sentences, expected)
 
     def finish(self, skipped: Sequence[Skipped]) -> None:
         """Declare the store complete, and record which files were left out, instead of those recorded before."""
-        root = _with_attributes(self.root, expected_sentences=None, skipped=[asdict(entry) for entry in skipped])
-        if root != self.root:
-            self._commit(root)
+        recorded = [asdict(entry) for entry in skipped]
+        complete = self.snapshot.with_attributes(expected_sentences=None, skipped=recorded)
+        if complete.root != self.snapshot.root:
+            self._commit(complete)
 
     def discard(self) -> None:
         """Remove what is not committed; the whole store, if this writer made it and committed nothing."""
-        self.root = read_root(self.path)  # a commit may have failed after it had replaced the root
+        self.snapshot = Snapshot.read(self.snapshot.path)  # a commit may have failed after it had replaced the root
         if self._new and not self.n_sentences:
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.snapshot.path)
         else:
-            self.sweep()
+            self._clean()
 
-    def sweep(self) -> None:
+    def _clean(self) -> None:
         """Remove what no committed sentence needs: files half-written, and chunks beyond the committed shape."""
-        for partial in [*self.path.glob(f"*{PARTIAL}"), *self.path.glob(f"*/*{PARTIAL}")]:
-            _remove(partial)
-        n_tokens = self.coord("n_tokens")
-        for name, metadata in array_metadata(self.root).items():
+        path = self.snapshot.path
+        for partial in [*path.glob(f"*{PARTIAL}"), *path.glob(f"*/*{PARTIAL}")]:
+            files.remove(partial)
+        n_tokens = self.snapshot.coord("n_tokens")
+        for name, metadata in self.snapshot.arrays.items():
             if metadata["dimension_names"][0] != "sentence":
                 continue
-            rows, *others = chunk_shape(self.root, name)
-            for row, entry in _chunks(self.path / name / "c"):
+            rows, *others = self.snapshot.file_shape(name)
+            for row, entry in _chunks(path / name / "c"):
                 kept = n_tokens[row * rows :][:rows]
                 if len(kept) == 0:
-                    _remove(entry)
+                    files.remove(entry)
                 elif metadata["dimension_names"][1:2] == ["token"] and row == self.n_sentences // rows:
                     for token, below in _chunks(entry):
                         if token * others[0] >= kept.max():
-                            _remove(below)
+                            files.remove(below)
 
-    def _commit(self, root: Root) -> None:
-        _replace(self.path / ROOT, encode_root(root))
-        self.root = root
+    def _commit(self, snapshot: Snapshot) -> None:
+        files.replace(snapshot.path / ROOT, encode_root(snapshot.root))
+        self.snapshot = snapshot
         self._write_array_metadata()
 
     def _write_array_metadata(self) -> None:
-        for name in stale_metadata(self.path, self.root):
-            (self.path / name).mkdir(exist_ok=True)
-            _replace(self.path / name / ROOT, encode(array_metadata(self.root)[name]))
+        for name in self.snapshot.stale_metadata():
+            folder = self.snapshot.path / name
+            folder.mkdir(exist_ok=True)
+            files.replace(folder / ROOT, encode(self.snapshot.arrays[name]))
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _with_attributes(root: Root, **attributes: Any) -> Root:
-    return root | {"attributes": root["attributes"] | attributes}
+def _write_empty(snapshot: Snapshot, extraction: Extraction) -> None:
+    """Write a store that has no sentences yet."""
+    snapshot.path.mkdir(parents=True)
+    labels = {"layer": extraction.layers, "average_l0": extraction.average_l0s, "feature": range(extraction.features)}
+    for name, values in labels.items():
+        snapshot.open(name, writable=True)[:] = np.array(values)
+    for name, metadata in snapshot.arrays.items():
+        (snapshot.path / name).mkdir(exist_ok=True)
+        (snapshot.path / name / ROOT).write_bytes(encode(metadata))
+    (snapshot.path / ROOT).write_bytes(encode_root(snapshot.root))
 
 
 def _chunks(folder: Path) -> list[tuple[int, Path]]:
     """List a folder's chunks by their number; files of others (.DS_Store, .nfs...) are none of ours."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return [(int(entry.name), entry) for entry in entries if entry.name.isdecimal()]
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Replace a file at once and for good."""
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _fsync(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """Flush a folder with all below it to disk."""
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(_fsync, [path, *path.rglob("*")]))
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

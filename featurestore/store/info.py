@@ -12,7 +12,7 @@ import numpy as np
 from featurestore.paths import PathLike, as_path
 from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, FINAL_TOKEN
 from featurestore.store.reading import labelled
-from featurestore.store.snapshot import read_root
+from featurestore.store.snapshot import Snapshot
 
 L0_TOLERANCE = 2.0
 """Factor by which the measured L0 may differ from the nominal average before it counts as a mismatch."""
@@ -81,7 +81,7 @@ def info(store: PathLike) -> StoreInfo:
 
     Parameters
     ----------
-    store : path-like
+    store : str or PathLike
         The store.
 
     Returns
@@ -94,8 +94,8 @@ def info(store: PathLike) -> StoreInfo:
         If `store` is not a store.
     """
     path = as_path(store)
-    root = read_root(path)
-    ds = labelled(path, root)
+    snapshot = Snapshot.read(path)
+    ds = labelled(snapshot)
     n_tokens = ds["n_tokens"].values
     nonfinite = ds["n_nonfinite"].values
     n = ds.sizes["sentence"]
@@ -108,7 +108,7 @@ def info(store: PathLike) -> StoreInfo:
     return StoreInfo(
         path=path,
         sentences=n,
-        expected_sentences=root["attributes"]["expected_sentences"],
+        expected_sentences=snapshot.expected_sentences,
         hidden=ds.sizes["hidden"],
         features=ds.sizes["feature"],
         tokens=(int(n_tokens.min()), int(np.median(n_tokens)), int(n_tokens.max())) if n else (),
@@ -118,5 +118,5 @@ def info(store: PathLike) -> StoreInfo:
         nonfinite_values=int(nonfinite.sum()),
         nonfinite_sentences=int(np.count_nonzero(nonfinite)),
         bytes_on_disk=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        skipped=tuple((entry["file"], entry["reason"]) for entry in root["attributes"]["skipped"]),
+        skipped=tuple((entry["file"], entry["reason"]) for entry in snapshot.attributes["skipped"]),
     )

@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from featurestore.errors import NpzError, SourceError, StoreError, StoreNotFoundError, naming, shown, spelled
-from featurestore.npz import Archive
+from featurestore.errors import StoreError, StoreNotFoundError, naming, shown, spelled
 from featurestore.paths import PathLike, as_path, real_path
-from featurestore.schema import STORES, Progress, SentenceFile, Skipped
+from featurestore.schema import STORES, Progress, Skipped
 from featurestore.sources import sentences
-from featurestore.store import commit
-from featurestore.store.batch import Staged, stage
+from featurestore.store import changes, commit
+from featurestore.store.append import append
 from featurestore.store.commit import Writer
-from featurestore.store.layout import SENTENCE_COORDS, Root
-from featurestore.store.reading import extraction_of, outlined, read_coord
-from featurestore.store.snapshot import is_complete, is_store, read_root
-
-if TYPE_CHECKING:
-    import xarray as xr
+from featurestore.store.snapshot import Snapshot, is_store
 
 logger = logging.getLogger(__name__)
-
-MAX_READERS = 4
-"""Threads that read sentences; each holds one sentence's dense activations."""
-
-READER_BYTES = 1 << 30
-"""Activations that all readers together may hold."""
-
-BATCH_BYTES = 256 << 20
-"""A batch is written when it fills its shards, or earlier, when its sentences are so long that they exceed this."""
-
-READ_AHEAD = 8
-"""Sentences that are being read or wait for their batch; more gained nothing on two cores."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +60,9 @@ def ingest(
 
     Parameters
     ----------
-    source : path-like
+    source : str or PathLike
         Folder of ``sentence_*.npz``.
-    store : path-like, optional
+    store : str or PathLike, optional
         The store; made if it is not there. By default ``stores/<folder name>.zarr``, which is refused if it holds
         sentences, but none of this folder: it was made from another one of that name.
     skip_bad : bool
@@ -112,247 +87,53 @@ def ingest(
     StoreError
         If `store` is something else; `StoreBusyError` if another process writes it.
     """
-    own = store is None
-    source = as_path(source)
+    is_default, source = store is None, as_path(source)
     store = store_path(source) if store is None else as_path(store)
     paths = sentences.find(source)
-    if is_complete(store) and not (changes := _compare(paths, *_known(store), progress)).new:
-        if own and (others := changes.n_sentences - changes.present):
-            logger.warning("%s also holds %d sentences that are not in %s", store, others, source)
-        return Ingested(store, 0, changes.present, (), changes.n_sentences)  # readers need no lock
-    with naming(store), commit.exclusive(store, wait) as real:
-        writer = Writer(real) if is_store(real) else None
-        changes = _compare(paths, *(_known(real) if writer else ({}, 0)), progress)
-        files, bad, corrected = _scan(changes.new, (real, writer.root) if writer else None, progress)
-        if own and writer and writer.n_sentences and not changes.present and not corrected:
-            raise StoreError(
-                f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
-                f"ingest {source} into another store ({spelled('store')}), and build from that"
-            )
-        recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
-        if not skip_bad and any(entry.file not in recorded for entry in bad):
-            raise SourceError(_describe(source, bad, len(paths)))
-        if not files and writer is None:
-            raise SourceError(_describe(source, bad, len(paths)))
-        if writer is None:
-            writer = Writer.create(real, files[0].extraction)
-        try:
-            damaged = _append(writer, files, skip_bad, recorded, progress)
-            if not writer.n_sentences:
-                raise SourceError(_describe(source, [*bad, *damaged], len(paths)))
-            here = {path.name for path in paths}
-            elsewhere = [entry for name, entry in recorded.items() if name not in here]
-            writer.finish([*elsewhere, *bad, *damaged])
-        except BaseException:
-            writer.discard()
-            raise
-    if own and (others := writer.n_sentences - changes.present - len(files) + len(damaged)):
+    if (done := _if_up_to_date(store, paths, progress)) is None:  # then readers need no lock
+        with naming(store), commit.exclusive(store, wait) as real:
+            writer = Writer(real) if is_store(real) else None
+            committed = writer.snapshot if writer else None
+            found = changes.compare(paths, committed, progress)
+            scan = changes.scan(found.new, committed, progress)
+            recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
+            if is_default and writer and writer.n_sentences and not found.present and not scan.corrected:
+                raise _another_folders(store, source)
+            is_refused = not skip_bad and any(entry.file not in recorded for entry in scan.bad)
+            if is_refused or (not scan.files and writer is None):
+                raise changes.refusal(source, scan.bad, len(paths))
+            writer = writer or Writer.create(real, scan.files[0].extraction)
+            try:
+                damaged = append(writer, scan.files, None if skip_bad else recorded, progress)
+                skipped = [*scan.bad, *damaged]
+                if not writer.n_sentences:
+                    raise changes.refusal(source, skipped, len(paths))
+                elsewhere = recorded.keys() - {path.name for path in paths}
+                writer.finish([*(entry for name, entry in recorded.items() if name in elsewhere), *skipped])
+            except BaseException:
+                writer.discard()
+                raise
+        added = len(scan.files) - len(damaged)
+        done = Ingested(store, added, found.present, tuple(skipped), writer.n_sentences)
+    if is_default and (others := done.n_sentences - done.present - done.added):
         logger.warning("%s also holds %d sentences that are not in %s", store, others, source)
-    skipped = (*bad, *damaged)
-    for entry in skipped:
+    for entry in done.skipped:
         logger.warning("left out %s: %s", shown(source / entry.file), entry.reason)
-    return Ingested(store, len(files) - len(damaged), changes.present, skipped, writer.n_sentences)
+    return done
 
 
-def outline(source: PathLike, *, progress: Progress = lambda *_: None) -> xr.Dataset | None:
-    """Describe what the store of a folder of sentence NPZs will hold; only headers and small arrays are read.
-
-    Nothing is written, not even a lock.
-
-    Returns
-    -------
-    xarray.Dataset or None
-        As `open_store`, but all data are 0; None if `source` is a store, or a folder whose store is up to date.
-
-    Raises
-    ------
-    StoreNotFoundError, SourceError
-        As `find_store`.
-    """
-    source = _existing(source)
-    if is_store(source):
+def _if_up_to_date(store: Path, paths: Sequence[Path], progress: Progress) -> Ingested | None:
+    if not is_store(store) or not (snapshot := Snapshot.read(store)).is_complete:
         return None
-    path, paths = store_path(source), sentences.find(source)
-    store = (path, read_root(path)) if is_store(path) else None
-    changes = _compare(paths, *(_known(path) if store else ({}, 0)), progress)
-    if store and not changes.new:
-        return None
-    files, bad, _ = _scan(changes.new, store, progress)
-    if bad:
-        raise SourceError(_describe(source, bad, len(paths)))
-    coords: dict[str, list[Any]] = {
-        name: read_coord(*store, name).tolist() if store else [] for name in SENTENCE_COORDS
-    }
-    for file in files:
-        text, label = sentences.words(file.path)
-        one: dict[str, Any] = {
-            "sentence": file.sentence_index,
-            "label": label,
-            "n_tokens": file.n_tokens,
-            "n_nonfinite": 0,
-        }
-        one |= {"text": text, "source": file.path.name, "source_digest": file.digest}
-        for name, value in one.items():
-            coords[name].append(value)
-    return outlined(extraction_of(*store) if store else files[0].extraction, coords)
+    found = changes.compare(paths, snapshot, progress)
+    return None if found.new else Ingested(store, 0, found.present, (), found.n_sentences)
 
 
-@dataclass(frozen=True)
-class _Changes:
-    """A folder compared with a store: files whose content is not in it, and how many sentences are."""
-
-    new: list[Path]
-    present: int
-    n_sentences: int
-
-
-def _known(store: Path) -> tuple[Container[str], int]:
-    """Return the digests that a store holds, and the number of its sentences."""
-    root = read_root(store)
-    digests = read_coord(store, root, "source_digest")
-    return set(digests.tolist()), len(digests)
-
-
-def _compare(
-    paths: Sequence[Path], digests: Container[str], n_sentences: int, progress: Progress = lambda *_: None
-) -> _Changes:
-    new, present = [], set()
-    for done, path in enumerate(paths, start=1):
-        try:
-            with Archive(path) as archive:
-                digest = archive.digest
-        except NpzError:
-            digest = ""  # scanning says why
-        if digest in digests:
-            present.add(digest)
-        else:
-            new.append(path)
-        progress("comparing files", done, len(paths))
-    return _Changes(new, len(present), n_sentences)
-
-
-def _scan(
-    paths: Sequence[Path], store: tuple[Path, Root] | None, progress: Progress
-) -> tuple[list[SentenceFile], list[Skipped], int]:
-    """Check new files, also against what the store holds.
-
-    Returns
-    -------
-    files, bad : list
-        The good ones, and the others, each with its reason.
-    corrected : int
-        How many of the bad ones differ from the store in their label or text alone.
-    """
-    done = corrected = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress("checking new files", done, len(paths))
-
-    names = ("sentence", "source", "source_digest", "label", "text")
-    index, *known = (read_coord(*store, name) for name in names) if store else [np.array([])] * len(names)
-    scanned, bad = sentences.scan_all(paths, extraction_of(*store) if store else None, advance)
-    rows = {sentence_index: row for row, sentence_index in enumerate(index.tolist())}
-    files = []
-    for file in scanned:
-        if (row := rows.get(file.sentence_index)) is None:
-            files.append(file)
-            continue
-        source, *content = (values[row] for values in known)
-        alone = sentences.changed_alone(file.path, *content)
-        corrected += bool(alone)
-        bad.append(Skipped(file.path.name, _conflict(file, str(source), alone)))
-    return files, bad, corrected
-
-
-def _conflict(file: SentenceFile, source: str, alone: str | None) -> str:
-    how = f"but for its {alone}, which alone differs" if alone else "with other content"
-    return (
-        f"sentence_index {file.sentence_index} is in the store {how} (from {source}), which stays; if it was "
-        f"{'corrected' if alone else 'extracted again'}, remove the store and ingest everything, otherwise choose "
-        f"another with {spelled('store')}"
+def _another_folders(store: Path, source: Path) -> StoreError:
+    return StoreError(
+        f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
+        f"ingest {source} into another store ({spelled('store')}), and build from that"
     )
-
-
-def _append(
-    writer: Writer, files: Sequence[SentenceFile], skip_bad: bool, recorded: Container[str], progress: Progress
-) -> list[Skipped]:
-    """Append files batch by batch; return those whose data turned out to be damaged."""
-    damaged: list[Skipped] = []
-    nonfinite: dict[str, int] = {}
-    advice = f"or leave it out: ingest with {spelled('skip_bad', True)}"
-
-    def load(file: SentenceFile) -> Staged | Skipped:
-        try:
-            return stage(sentences.read(file))
-        except NpzError as error:
-            if skip_bad or file.path.name in recorded:
-                return Skipped(file.path.name, str(error).removeprefix(f"{shown(file.path)}: "))
-            raise NpzError(f"{error}; {advice}") from error
-
-    batch: list[Staged] = []
-    expected = writer.n_sentences + len(files)
-    readers = max(1, min(MAX_READERS, os.cpu_count() or 1, READER_BYTES // _largest(files)))
-    with ThreadPoolExecutor(readers) as pool:
-        for done, result in enumerate(_in_order(pool, load, files, READ_AHEAD), start=1):
-            if isinstance(result, Skipped):
-                damaged.append(result)
-            else:
-                batch.append(result)
-                if count := result.coords["n_nonfinite"]:
-                    nonfinite[str(result.coords["source"])] = int(count)
-            if len(batch) == writer.room or sum(staged.nbytes for staged in batch) > BATCH_BYTES:
-                writer.append(batch, expected)
-                batch = []
-            progress("ingesting", done, len(files))
-    if batch:
-        writer.append(batch, expected)
-    if nonfinite:
-        logger.warning(
-            "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with %s",
-            sum(nonfinite.values()),
-            _some(list(nonfinite)),
-            spelled("drop_nonfinite", True),
-        )
-    if longer := [file.path.name for file in files if file.n_after_final]:
-        logger.warning("left out the fragments after the final token in %s", _some(longer))
-    return damaged
-
-
-def _largest(files: Sequence[SentenceFile]) -> int:
-    """Bytes of the largest dense activations among some files; at least 1."""
-    sizes = (file.n_tokens * len(file.extraction.layers) * file.extraction.features * 4 for file in files)
-    return max(sizes, default=1)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor,
-    load: Callable[[SentenceFile], Staged | Skipped],
-    files: Sequence[SentenceFile],
-    ahead: int,
-) -> Iterator[Staged | Skipped]:
-    """Yield results in order, while up to `ahead` more are being loaded; drop what is queued as soon as one fails."""
-    waiting = iter(files)
-    futures = deque(pool.submit(load, file) for file in islice(waiting, ahead))
-    try:
-        while futures:
-            yield futures.popleft().result()
-            futures.extend(pool.submit(load, file) for file in islice(waiting, 1))
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _describe(source: Path, bad: Sequence[Skipped], n_files: int) -> str:
-    out = f"ingest with {spelled('skip_bad', True)} leaves them out"
-    advice = "none is left to ingest" if len(bad) == n_files else out
-    lines = [f"{source}: {len(bad)} of {n_files} files cannot be ingested, so nothing was written ({advice}):"]
-    return "\n".join([*lines, *(f"  {shown(source / entry.file)}: {entry.reason}" for entry in bad)])
 
 
 def store_path(source: PathLike) -> Path:
@@ -370,7 +151,7 @@ def find_store(source: PathLike, *, wait: bool = False, progress: Progress = lam
     SourceError, NpzError, StoreError
         As `ingest`; also if the folder's store was made from another folder of the same name.
     """
-    source = _existing(source)
+    source = existing(source)
     if is_store(source):
         return source
     done = ingest(source, wait=wait, progress=progress)
@@ -378,7 +159,8 @@ def find_store(source: PathLike, *, wait: bool = False, progress: Progress = lam
     return done.store
 
 
-def _existing(source: PathLike) -> Path:
+def existing(source: PathLike) -> Path:
+    """Return the path of a store or a folder, which has to be there."""
     source = as_path(source)
     if not source.exists():
         raise StoreNotFoundError(f"{source}: no such store or folder of sentence NPZs; check the path")

@@ -1,16 +1,34 @@
-"""Layout 1: the arrays of a store, down to their metadata, and what must be so in a root that is read.
+"""Layout 1: what a store is on disk, down to the metadata of its arrays, and what must be so in a root that is read.
+
+A store is one Zarr v3 group. Its root ``zarr.json`` holds, as consolidated metadata, the shapes and codecs of all
+arrays: that one file says what the store contains, and replacing it is what commits an ingest. Tokens count back
+from the final one (-1), which comes first on disk, so longer sentences grow the far end.
 
 All of it is written here rather than by Zarr, whose defaults depend on its version and on its user's configuration.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, EMBEDDINGS, HIDDEN_STATES, LIMITS, Extraction
+from featurestore.schema import (
+    ACTIVATIONS,
+    ARRAY_DIMS,
+    EMBEDDINGS,
+    HIDDEN_STATES,
+    LIMITS,
+    SCHEMA_VERSION,
+    Extraction,
+    __version__,
+)
+
+ROOT = "zarr.json"
+"""Name of the file of metadata, of the store and of each array."""
 
 Root = dict[str, Any]
 """The parsed root ``zarr.json``."""
@@ -32,7 +50,15 @@ SENTENCE_COORDS = {
 COORDINATES = " ".join([*SENTENCE_COORDS, "average_l0", "fragment"]).removeprefix("sentence ")
 """What plain xarray takes for coordinates besides those that are named like their dim."""
 
+ROWS = 64
+"""Sentences of a shard."""
+
+_CHECKSUM_KEY = "featurestore_checksum"
+_SHARD_BYTES = 128 << 20
+_CHUNK_BYTES = 2 << 20
 _MAX_ROWS = 4096
+COORD_ROWS = 4096
+"""Sentences of a chunk of the coordinates."""
 _FRAGMENTS_PER_CHUNK = 64
 _LABELS_PER_CHUNK = 1024
 
@@ -71,17 +97,21 @@ class Layout:
     coord_rows: int
 
     @classmethod
-    def fitting(cls, extraction: Extraction, rows: int, coord_rows: int, shard_bytes: int, chunk_bytes: int) -> Layout:
-        """Lay out an empty store by the bytes that a shard (of at least one layer) and a chunk may have."""
+    def fitting(cls, extraction: Extraction) -> Layout:
+        """Lay out an empty store.
+
+        One shard holds 64 sentences at one token, of as many layers as fit in 128 MiB (at least one); one chunk of it
+        holds them at one layer, all of hidden or at most 2 MiB of features.
+        """
         layers, features = len(extraction.layers), extraction.features
-        layer_bytes = rows * features * int(extraction.dtypes[2].removeprefix("float")) // 8
+        layer_bytes = ROWS * features * int(extraction.dtypes[2].removeprefix("float")) // 8
         return cls(
-            {"sentence": 0, "token": 0, "layer": layers, "hidden": extraction.hidden, "feature": features},
-            extraction.dtypes,
-            rows,
-            shard_layers=max(1, min(layers, shard_bytes // layer_bytes)),
-            slices=math.ceil(layer_bytes / chunk_bytes),
-            coord_rows=coord_rows,
+            sizes={"sentence": 0, "token": 0, "layer": layers, "hidden": extraction.hidden, "feature": features},
+            dtypes=extraction.dtypes,
+            rows=ROWS,
+            shard_layers=max(1, min(layers, _SHARD_BYTES // layer_bytes)),
+            slices=math.ceil(layer_bytes / _CHUNK_BYTES),
+            coord_rows=COORD_ROWS,
         )
 
     @classmethod
@@ -92,12 +122,12 @@ class Layout:
         shard = arrays[ACTIVATIONS]["chunk_grid"]["configuration"]["chunk_shape"]
         (sharding,) = arrays[ACTIVATIONS]["codecs"]
         return cls(
-            {"sentence": sentence, "token": token, "layer": layer, "hidden": hidden, "feature": feature},
-            tuple(arrays[name]["data_type"] for name in ARRAY_DIMS),
-            shard[0],
-            shard[2],
-            shard[3] // sharding["configuration"]["chunk_shape"][3],
-            arrays["sentence"]["chunk_grid"]["configuration"]["chunk_shape"][0],
+            sizes={"sentence": sentence, "token": token, "layer": layer, "hidden": hidden, "feature": feature},
+            dtypes=tuple(arrays[name]["data_type"] for name in ARRAY_DIMS),
+            rows=shard[0],
+            shard_layers=shard[2],
+            slices=shard[3] // sharding["configuration"]["chunk_shape"][3],
+            coord_rows=arrays["sentence"]["chunk_grid"]["configuration"]["chunk_shape"][0],
         )
 
     def check(self) -> None:
@@ -152,6 +182,41 @@ class Layout:
             "node_type": "array",
             "storage_transformers": [],
         }
+
+
+def new_root(extraction: Extraction) -> Root:
+    """Return the root of an empty store."""
+    versions = {"featurestore_schema": SCHEMA_VERSION, "featurestore_version": __version__}
+    return root_of(Layout.fitting(extraction).arrays(), versions)
+
+
+def file_name(array: str, index: Sequence[int]) -> str:
+    """Name the file of an array that has this place in the grid of its files, below the store."""
+    return f"{array}/c/{'/'.join(map(str, index))}"
+
+
+def encode(metadata: dict[str, Any]) -> bytes:
+    """Write metadata as they are on disk."""
+    return json.dumps(metadata, indent=2).encode()
+
+
+def encode_root(root: Root) -> bytes:
+    """Write the root metadata as they are on disk, with a checksum of themselves."""
+    checksum = hashlib.sha256(encode(root)).hexdigest()
+    return encode(root | {"attributes": root["attributes"] | {_CHECKSUM_KEY: checksum}})
+
+
+def decode_root(data: bytes) -> tuple[Root, bool]:
+    """Read the root metadata, without their checksum; tell whether that fits.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, AttributeError, RecursionError
+        If they are not those of a store.
+    """
+    root: Root = json.loads(data)
+    root["attributes"].pop(_CHECKSUM_KEY, None)
+    return root, encode_root(root) == data
 
 
 def root_of(arrays: dict[str, Metadata], attributes: dict[str, Any]) -> Root:

@@ -1,29 +1,25 @@
-"""What a store is on disk: its layout and its metadata.
-
-A store is one Zarr v3 group. Its root ``zarr.json`` holds, as consolidated metadata, the shapes and codecs of all
-arrays: that one file says what the store contains, and replacing it is what commits an ingest. Tokens count back
-from the final one (-1), which comes first on disk, so longer sentences grow the far end.
-"""
+"""A store as one commit has left it: what its metadata say, and its arrays in that shape."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.errors import StoreError, StoreNotFoundError, spelled
 from featurestore.paths import real_path
-from featurestore.schema import SCHEMA_VERSION, Extraction, __version__
-from featurestore.store.layout import Layout, Root, check_root, root_of
+from featurestore.schema import ARRAY_DIMS, SCHEMA_VERSION, Extraction, __version__
+from featurestore.store.arrays import StoredArray, chunk_shape, file_shape, open_array
+from featurestore.store.layout import ROOT, Metadata, Root, check_root, decode_root, encode, file_name
 
-ROOT = "zarr.json"
-_CHECKSUM = "featurestore_checksum"
-MAX_ROWS = 64
-SENTENCES_PER_CHUNK = 4096
-_SHARD_BYTES = 128 << 20
-_CHUNK_BYTES = 2 << 20
+if TYPE_CHECKING:
+    import numpy as np
+    import zarr
+    from numpy.typing import NDArray
 
 
 def store_name(path: Path) -> str:
@@ -37,39 +33,143 @@ def is_store(path: Path) -> bool:
     return (path / ROOT).is_file()
 
 
-def is_complete(path: Path) -> bool:
-    """Whether there is a store that no ingest has to go on with, not even with its metadata."""
-    if not is_store(path):
-        return False
-    root = read_root(path)
-    return root["attributes"]["expected_sentences"] is None and not stale_metadata(path, root)
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A store as one commit has left it, whatever is written meanwhile.
 
-
-def stale_metadata(path: Path, root: Root) -> list[str]:
-    """Name the arrays whose own metadata, which plain Zarr readers use, are not what the root says."""
-
-    def is_current(name: str, metadata: dict[str, Any]) -> bool:
-        file = path / name / ROOT
-        return file.is_file() and file.read_bytes() == encode(metadata)
-
-    return [name for name, metadata in array_metadata(root).items() if not is_current(name, metadata)]
-
-
-def read_root(path: Path) -> Root:
-    """Read a store's committed metadata, checked completely.
-
-    Raises
-    ------
-    StoreNotFoundError, StoreError
-        As `open_store`.
+    Attributes
+    ----------
+    path : Path
+        The store.
+    root : dict
+        Its metadata, complete and checked.
     """
+
+    path: Path
+    root: Root
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the metadata that are committed now.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If there is nothing at `path`.
+        StoreError
+            If it is something else, foreign, damaged, or of another schema.
+        """
+        return cls(path, _read_root(path))
+
+    @property
+    def arrays(self) -> dict[str, Metadata]:
+        """The metadata of each array."""
+        metadata: dict[str, Metadata] = self.root["consolidated_metadata"]["metadata"]
+        return metadata
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Size of each dim."""
+        sizes: dict[str, int] = {}
+        for metadata in self.arrays.values():
+            sizes.update(zip(metadata["dimension_names"], metadata["shape"], strict=True))
+        return sizes
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the root says besides its arrays."""
+        attributes: dict[str, Any] = self.root["attributes"]
+        return attributes
+
+    @property
+    def expected_sentences(self) -> int | None:
+        """How many sentences it is to have, if its ingest is not complete."""
+        expected: int | None = self.attributes["expected_sentences"]
+        return expected
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no ingest has to go on with it, not even with its arrays' own metadata."""
+        return self.expected_sentences is None and not self.stale_metadata()
+
+    @cached_property
+    def extraction(self) -> Extraction:
+        """What all its sentences share."""
+        return Extraction(
+            layers=tuple(self.coord("layer").tolist()),
+            average_l0s=tuple(self.coord("average_l0").tolist()),
+            hidden=self.sizes["hidden"],
+            features=self.sizes["feature"],
+            dtypes=tuple(self.arrays[name]["data_type"] for name in ARRAY_DIMS),
+        )
+
+    def file_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of what one file of an array holds: a shard, or a chunk where there are none."""
+        return file_shape(self.arrays[name])
+
+    def chunk_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of what is compressed as one in an array."""
+        return chunk_shape(self.arrays[name])
+
+    def open(self, name: str, *, writable: bool = False) -> zarr.Array[Any]:
+        """Return a handle on an array as it is on disk, the final token first."""
+        return open_array(self.path, name, self.arrays[name], writable=writable)
+
+    def array(self, name: str, n_tokens: NDArray[np.int64] | None = None) -> StoredArray:
+        """Return an array as readers see it, to be read in parts, tokens in reading order."""
+        return StoredArray(self.path, name, self.arrays[name], n_tokens)
+
+    def coord(self, name: str) -> NDArray[Any]:
+        """Read a coordinate whole.
+
+        Raises
+        ------
+        StoreError
+            If a file of it is damaged or missing.
+        """
+        return self.array(name)[(slice(None),)]
+
+    def files(self, name: str, batch: int | None = None) -> Iterator[tuple[str, tuple[slice, ...]]]:
+        """Yield every file of an array, or of one batch of its sentences, and the region that it holds."""
+        shape, sizes = self.arrays[name]["shape"], self.file_shape(name)
+        indices = [range(-(-size // step)) for size, step in zip(shape, sizes, strict=True)]
+        if batch is not None:
+            indices[0] = range(batch, batch + 1)
+        for index in product(*indices):
+            region = tuple(
+                slice(i * step, min((i + 1) * step, size)) for i, step, size in zip(index, sizes, shape, strict=True)
+            )
+            yield file_name(name, index), region
+
+    def stale_metadata(self) -> list[str]:
+        """Name the arrays whose own metadata, which plain Zarr readers use, are not what the root says."""
+
+        def is_current(name: str, metadata: Metadata) -> bool:
+            file = self.path / name / ROOT
+            return file.is_file() and file.read_bytes() == encode(metadata)
+
+        return [name for name, metadata in self.arrays.items() if not is_current(name, metadata)]
+
+    def resized(self, sentences: int, tokens: int) -> Self:
+        """Return the same with other numbers of sentences and tokens, as it may be committed next."""
+        sizes = self.sizes | {"sentence": sentences, "token": tokens}
+        resized = {
+            name: metadata | {"shape": [sizes[dim] for dim in metadata["dimension_names"]]}
+            for name, metadata in self.arrays.items()
+        }
+        consolidated = self.root["consolidated_metadata"] | {"metadata": resized}
+        return replace(self, root=self.root | {"consolidated_metadata": consolidated})
+
+    def with_attributes(self, **attributes: Any) -> Self:
+        """Return the same with other attributes, as it may be committed next."""
+        return replace(self, root=self.root | {"attributes": self.attributes | attributes})
+
+
+def _read_root(path: Path) -> Root:
+    data = _root_bytes(path)
     try:
-        data = _root_bytes(path)
-        root: Root = json.loads(data)
+        root, is_intact = decode_root(data)
         version = root["attributes"]["featurestore_schema"]
-        root["attributes"].pop(_CHECKSUM, None)
-    except StoreError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: its {ROOT} is not that of a feature store, or damaged; check the path") from error
     if version != SCHEMA_VERSION:
@@ -77,7 +177,7 @@ def read_root(path: Path) -> Root:
             f"{path}: has schema version {version}, this featurestore {__version__} reads {SCHEMA_VERSION}; "
             "upgrade featurestore, or ingest again"
         )
-    if encode_root(root) != data:
+    if not is_intact:
         raise StoreError(f"{path}: its {ROOT} is damaged (checksum); restore it, or ingest into a new store")
     try:
         check_root(root)
@@ -95,71 +195,3 @@ def _root_bytes(path: Path) -> bytes:
     ingestible = path.is_dir() and any(path.glob("sentence_*.npz"))
     found = "a folder of sentence NPZs; ingest it first" if ingestible else "something else; check the path"
     raise StoreError(f"{path}: expected a feature store, found {found}")
-
-
-def encode_root(root: Root) -> bytes:
-    """Write the root metadata as they are on disk, with a checksum of themselves."""
-    checksum = hashlib.sha256(encode(root)).hexdigest()
-    return encode(root | {"attributes": root["attributes"] | {_CHECKSUM: checksum}})
-
-
-def encode(metadata: dict[str, Any]) -> bytes:
-    """Write metadata as they are on disk."""
-    return json.dumps(metadata, indent=2).encode()
-
-
-def dim_sizes(root: Root) -> dict[str, int]:
-    """Size of each dim, as committed."""
-    sizes: dict[str, int] = {}
-    for metadata in array_metadata(root).values():
-        sizes.update(zip(metadata["dimension_names"], metadata["shape"], strict=True))
-    return sizes
-
-
-def array_metadata(root: Root) -> dict[str, dict[str, Any]]:
-    """The consolidated metadata of each array."""
-    metadata: dict[str, dict[str, Any]] = root["consolidated_metadata"]["metadata"]
-    return metadata
-
-
-def chunk_shape(root: Root, name: str) -> tuple[int, ...]:
-    """Shape of one file of an array: of its shards, or of its chunks where it has none."""
-    return tuple(array_metadata(root)[name]["chunk_grid"]["configuration"]["chunk_shape"])
-
-
-def inner_chunk_shape(root: Root, name: str) -> tuple[int, ...]:
-    """Shape of what is compressed as one: of the chunks within the shards of an array, or of its chunks."""
-    for codec in array_metadata(root)[name]["codecs"]:
-        if codec["name"] == "sharding_indexed":
-            return tuple(codec["configuration"]["chunk_shape"])
-    return chunk_shape(root, name)
-
-
-def resized(root: Root, sentences: int, tokens: int) -> Root:
-    """Return metadata for other numbers of sentences and tokens; `root` is left as it is."""
-    new = {"sentence": sentences, "token": tokens}
-    arrays = {
-        name: metadata
-        | {
-            "shape": [
-                new.get(dim, size) for dim, size in zip(metadata["dimension_names"], metadata["shape"], strict=True)
-            ]
-        }
-        for name, metadata in array_metadata(root).items()
-    }
-    return root | {"consolidated_metadata": root["consolidated_metadata"] | {"metadata": arrays}}
-
-
-def new_root(extraction: Extraction) -> Root:
-    """Lay out an empty store.
-
-    One shard holds 64 sentences at one token, of as many layers as fit in 128 MiB (at least one); one chunk of it holds
-    them at one layer, all of hidden or at most 2 MiB of features.
-
-    Parameters
-    ----------
-    extraction : Extraction
-        Layers, sizes, dtypes.
-    """
-    layout = Layout.fitting(extraction, MAX_ROWS, SENTENCES_PER_CHUNK, _SHARD_BYTES, _CHUNK_BYTES)
-    return root_of(layout.arrays(), {"featurestore_schema": SCHEMA_VERSION, "featurestore_version": __version__})

@@ -38,7 +38,7 @@ def load_plugin(plugin: PathLike) -> dict[str, Strategy]:
 
     Parameters
     ----------
-    plugin : path-like or str
+    plugin : str or PathLike
         A file, such as ``my_strategies.py``, or the name of a module that can be imported, such as
         ``my_package.strategies``. What is loaded already is only loaded again where the file's content has changed.
 

@@ -21,11 +21,11 @@ import dask
 import numpy as np
 import pytest
 import zarr
-from conftest import sentence_arrays, write_sentence
 
 import featurestore
-from featurestore.store import batch, commit
-from featurestore.store import snapshot as store
+from featurestore import files
+from featurestore.store import batch, layout
+from tests.sentences import sentence_arrays, write_sentence
 
 Sentences = list[dict[str, np.ndarray[Any, Any]]]
 
@@ -56,10 +56,10 @@ def serial() -> Iterator[None]:
     """
     settings = {"async.concurrency": 1, "threading.max_workers": 1}
     with pytest.MonkeyPatch.context() as patch, zarr.config.set(settings), dask.config.set(scheduler="synchronous"):
-        patch.setattr(store, "MAX_ROWS", 4)
+        patch.setattr(layout, "ROWS", 4)
         patch.setattr(batch, "MAX_LANES", 1)
         patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr(commit, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
+        patch.setattr(files, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
         yield
 
 
@@ -74,7 +74,7 @@ def held(path: Path, sentences: Sentences) -> int | None:
     try:
         ds = featurestore.open_store(path).compute()
     except featurestore.StoreError:
-        if (path / store.ROOT).is_file():
+        if (path / layout.ROOT).is_file():
             raise
         return None
     n = ds.sizes["sentence"]

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import Result
-from conftest import sentence_arrays, write_sentence
 
 import featurestore
-from featurestore.store import commit
-from featurestore.store import snapshot as store
+from featurestore import files
+from featurestore.store import commit, layout
+from tests.sentences import sentence_arrays, write_sentence
 
 Cli = Callable[..., Result]
 Values = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -41,8 +41,8 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _small_batches(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(store, "MAX_ROWS", 4)
-    patch.setattr(store, "SENTENCES_PER_CHUNK", 4)
+    patch.setattr(layout, "ROWS", 4)
+    patch.setattr(layout, "COORD_ROWS", 4)
     patch.setattr(time, "sleep", lambda _: None)
 
 
@@ -75,7 +75,7 @@ def sound(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "s.zarr"
 
 
-def files(path: Path, kind: str) -> list[str]:
+def files_of(path: Path, kind: str) -> list[str]:
     """The files of a kind, by their names in the store."""
     found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     if kind == "root":
@@ -117,7 +117,7 @@ Accident = Callable[[Path, random.Random], None]
 def trials(path: Path, kind: str, accident: Accident, n: int) -> Iterator[tuple[str, random.Random]]:
     """Choose files of a kind, each as often as another, or once where one file meets the accident in one way only."""
     rng = random.Random(f"{kind} {accident.__name__}")
-    found = files(path, kind)
+    found = files_of(path, kind)
     rng.shuffle(found)
     for trial in range(min(n, len(found)) if accident is delete else n):
         yield found[trial % len(found)], rng
@@ -165,7 +165,7 @@ def test_a_file_in_the_place_of_another(sound: Path, cli: Cli, tmp_path: Path, l
     sources = sorted(path.name for path in source.iterdir())
     rng = random.Random(kind)
     for trial in range(40 if long else 3):
-        one, other = (sound / name for name in rng.sample(files(sound, kind), 2))
+        one, other = (sound / name for name in rng.sample(files_of(sound, kind), 2))
         kept = one.read_bytes(), other.read_bytes()
         one.write_bytes(kept[1])
         if rng.random() < 0.5:
@@ -277,13 +277,13 @@ def test_a_damaged_source_file(sound: Path, tmp_path: Path, where: str) -> None:
     assert any(problem.where == path.name and "cannot be compared" in problem.what for problem in problems)
 
 
-@pytest.mark.parametrize("killed_at", ["_flush", "_fsync", "_write_array_metadata"])
+@pytest.mark.parametrize("killed_at", ["flush", "sync", "_write_array_metadata"])
 def test_stale_files_are_named(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str) -> None:
     """Killed with a batch aside, with its files in place, or with the root replaced: that is said, and no more."""
     held = featurestore.open_store(sound).sizes["sentence"]
     write_sentence(tmp_path / "in", 6, tokens=5)
     before = {path for path in sound.rglob("*") if path.is_file()}
-    owner = commit.Writer if hasattr(commit.Writer, killed_at) else commit
+    owner = commit.Writer if hasattr(commit.Writer, killed_at) else files
 
     def kill(*_: object) -> None:
         raise KeyboardInterrupt

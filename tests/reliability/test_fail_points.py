@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from recording import (
+
+import featurestore
+from tests.reliability.recording import (
     EXIT,
     Disk,
     Operation,
@@ -26,8 +28,6 @@ from recording import (
     write_sentences,
     write_tree,
 )
-
-import featurestore
 
 Tree = dict[str, bytes | None]
 

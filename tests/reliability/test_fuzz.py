@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import sentence_arrays
 from hypothesis import HealthCheck, settings
 from hypothesis import given as given_by_hypothesis
 from hypothesis import strategies as st
 
 import featurestore
 from featurestore.sources import sentences
+from tests.sentences import sentence_arrays
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 

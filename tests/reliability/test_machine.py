@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import sentence_arrays, write_sentence
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import featurestore
+from featurestore import files
 from featurestore.sources import sentences
-from featurestore.store import batch, commit
-from featurestore.store import snapshot as store
+from featurestore.store import batch, commit, layout
+from tests.sentences import sentence_arrays, write_sentence
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -32,13 +32,13 @@ STEPS: dict[str, tuple[object, str, int]] = {
     "coordinate": (batch.Batch, "_write_coord", 16),
     "tokens": (batch.Batch, "_write_tokens", 4),
     "batch": (batch.Batch, "write", 2),
-    "flush": (commit, "_flush", 3),
-    "sync": (commit, "_fsync", 40),
+    "flush": (files, "flush", 3),
+    "sync": (files, "sync", 40),
     "move": (Path, "replace", 40),
     "commit": (commit.Writer, "_commit", 2),
-    "replace": (commit, "_replace", 18),
+    "replace": (files, "replace", 18),
     "metadata": (commit.Writer, "_write_array_metadata", 3),
-    "sweep": (commit.Writer, "sweep", 1),
+    "clean": (commit.Writer, "_clean", 1),
     "finish": (commit.Writer, "finish", 1),
 }
 """Where an ingest is interrupted, and at the how manieth call at most."""
@@ -247,11 +247,11 @@ def test_an_error_just_after_a_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commits: int, killed: bool
 ) -> None:
     """The root is replaced, and the ingest does not live to know it: what is committed stays, whole."""
-    monkeypatch.setattr(store, "MAX_ROWS", 4)
+    monkeypatch.setattr(layout, "ROWS", 4)
     for index in range(6):
         write_sentence(tmp_path / "in", index, tokens=1 + index % 3)
     expected = {index: sentence_arrays(index, tokens=1 + index % 3) for index in range(6)}
-    replace, left = commit._replace, commits
+    replace, left = files.replace, commits
 
     def replaced(path: Path, data: bytes) -> None:
         nonlocal left
@@ -261,7 +261,7 @@ def test_an_error_just_after_a_commit(
             raise OSError("the folder cannot be flushed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_replace", replaced)
+        patch.setattr(files, "replace", replaced)
         if killed:
             patch.setattr(commit.Writer, "discard", lambda _: None)
         with pytest.raises(OSError, match="cannot be flushed"):
@@ -274,7 +274,7 @@ def test_an_error_just_after_a_commit(
 
 
 def test_any_sequence(long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MAX_ROWS", 4)
+    monkeypatch.setattr(layout, "ROWS", 4)
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr("os.fsync", lambda _: None)  # the tests of power loss are about that
     run_state_machine_as_test(

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import (
+
+import featurestore
+from featurestore import files
+from featurestore.store import layout
+from featurestore.store.commit import Writer
+from featurestore.store.snapshot import Snapshot
+from tests.reliability.recording import (
     Disk,
     Operation,
     Sentences,
@@ -27,11 +33,6 @@ from recording import (
     write_sentences,
     write_tree,
 )
-
-import featurestore
-from featurestore.store import commit
-from featurestore.store import snapshot as store
-from featurestore.store.commit import Writer
 
 Tree = dict[str, bytes | None]
 
@@ -163,21 +164,19 @@ def record(base: Path) -> tuple[list[Operation], Sentences]:
     """Ingest in parts; return the operations, with a mark wherever something is reported durable, and the sentences."""
     sentences: Sentences = []
     (base / "disk").mkdir()
-    replace, append = commit._replace, Writer.append
+    replace, append = files.replace, Writer.append
     with serial(), Disk(base / "disk") as disk, pytest.MonkeyPatch.context() as patch:
 
         def replacing(path: Path, data: bytes) -> None:
             replace(path, data)
-            if path == base / "disk" / STORE / store.ROOT and (
-                n := store.dim_sizes(store.read_root(path.parent))["sentence"]
-            ):
+            if path == base / "disk" / STORE / layout.ROOT and (n := Snapshot.read(path.parent).sizes["sentence"]):
                 disk.mark(n)
 
         def appending(writer: Writer, *arguments: Any) -> None:
             disk.mark(writer.n_sentences)  # also 0: the store was made
             append(writer, *arguments)
 
-        patch.setattr(commit, "_replace", replacing)
+        patch.setattr(files, "replace", replacing)
         patch.setattr(Writer, "append", appending)
         for lengths in PARTS:
             sentences += write_sentences(base / "in", lengths, len(sentences))
@@ -211,7 +210,7 @@ def possible_states(operations: list[Operation], n_random: int) -> Iterator[list
 
 def spread(operations: list[Operation], n: int, n_random: int = 4) -> list[State]:
     """Return about so many of the possible states: all around each commit and each mark, and evenly of all others."""
-    made = {str(STORE / store.ROOT), str(STORE)}
+    made = {str(STORE / layout.ROOT), str(STORE)}
     near = {i + j for i, operation in enumerate(operations) if operation.target in made for j in range(-3, 3)}
     near |= {i for i, operation in enumerate(operations) if operation.kind == "mark"}
     first: list[State] = []

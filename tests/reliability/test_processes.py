@@ -29,16 +29,17 @@ from unittest import mock
 import dask
 import numpy as np
 import pytest
-from conftest import sentence_arrays, write_folder, write_sentence
-from helpers import ARRAYS, check, tree
-from recording import quick_folder
 from zarr.abc.store import RangeByteRequest
 from zarr.storage import LocalStore
 
 import featurestore
-from featurestore.store import commit
-from featurestore.store import snapshot as store
+from featurestore import files
+from featurestore.store import commit, layout
 from featurestore.store.batch import Batch
+from featurestore.store.snapshot import Snapshot
+from tests.reliability.contents import ARRAYS, check, tree
+from tests.reliability.recording import quick_folder
+from tests.sentences import sentence_arrays, write_folder, write_sentence
 
 CLI = Path(__file__).parents[2] / "cli.py"
 ROWS = 4
@@ -106,7 +107,7 @@ def base() -> Iterator[Path]:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of four sentences in this process, too."""
-    monkeypatch.setattr(store, "MAX_ROWS", ROWS)
+    monkeypatch.setattr(layout, "ROWS", ROWS)
 
 
 # Killed
@@ -123,7 +124,7 @@ def ingest_until(link: Link, folder: Path, path: Path, last: int) -> None:
         if next(calls) == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    store.MAX_ROWS = ROWS
+    layout.ROWS = ROWS
     monitoring.use_tool_id(monitoring.PROFILER_ID, "kill")
     monitoring.register_callback(monitoring.PROFILER_ID, monitoring.events.CALL, count)
     monitoring.set_events(monitoring.PROFILER_ID, monitoring.events.CALL)
@@ -190,7 +191,7 @@ def test_a_killed_ingest_loses_nothing_and_goes_on(base: Path, small_batches: No
 
 def n_committed(path: Path) -> int:
     """How many sentences the root says that there are."""
-    return store.dim_sizes(store.read_root(path))["sentence"] if (path / "zarr.json").exists() else 0
+    return Snapshot.read(path).sizes["sentence"] if (path / "zarr.json").exists() else 0
 
 
 INTERRUPTED = """
@@ -211,7 +212,7 @@ main()
 """
 """A command line that sends itself Ctrl-C just before the n-th call of a function."""
 
-FLUSH, READ = "featurestore.store.commit _flush", "featurestore.sources.sentences read"
+FLUSH, READ = "featurestore.files flush", "featurestore.sources.sentences read"
 MOMENTS = [
     (FLUSH, 1, None),  # the store is not there yet
     (FLUSH, 2, None),  # it is there, and empty; the first batch is written
@@ -250,7 +251,7 @@ def test_ctrl_c_just_after_a_commit(
     base: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """The root is replaced, but the writer does not know yet: it must not clean up what is committed."""
-    path, replace = base / "s.zarr", commit._replace
+    path, replace = base / "s.zarr", files.replace
     expected = write_folder(base / "in", 11)
 
     def interrupted(target: Path, data: bytes) -> None:
@@ -259,7 +260,7 @@ def test_ctrl_c_just_after_a_commit(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_replace", interrupted)
+        patch.setattr(files, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             featurestore.ingest(base / "in", path)
     assert committed(path, base / "in") == batch * ROWS
@@ -287,7 +288,7 @@ def source(index: int) -> dict[str, np.ndarray[Any, Any]]:
 
 def append_on(link: Link, base: Path, stop: Event, unsafe: bool) -> None:
     """Child: append sentence after sentence, each by an ingest of its own, to shards of 16."""
-    store.MAX_ROWS = 16
+    layout.ROWS = 16
     append = commit_first if unsafe else commit.Writer.append
     with mock.patch.object(commit.Writer, "append", append):
         for index in itertools.count():
@@ -309,7 +310,7 @@ def commit_first(
     """Append as a careless writer does: say that the sentences are there, then write them."""
 
     def careless(batch: Batch) -> Any:
-        writer._commit(batch.root)
+        writer._commit(batch.snapshot)
         return write(batch)
 
     with mock.patch.object(Batch, "write", careless):
@@ -416,7 +417,7 @@ def test_readers_catch_a_writer_that_commits_before_it_writes(base: Path) -> Non
 
 def ingest_when_told(link: Link, barrier: Barrier) -> None:
     """Child: ingest as often as it is told to, always together with the other one."""
-    store.MAX_ROWS = ROWS
+    layout.ROWS = ROWS
     while order := link.recv():
         folder, path, wait = order
         barrier.wait(SECONDS)
@@ -481,7 +482,7 @@ def ingest_waiting(link: Link, folder: Path, path: Path) -> None:
     def say(*_: object) -> None:
         link.send("waiting")
 
-    store.MAX_ROWS = ROWS
+    layout.ROWS = ROWS
     with mock.patch.object(commit.logger, "info", say):
         featurestore.ingest(folder, path, wait=True)
 

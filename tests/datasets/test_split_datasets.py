@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import sentence_arrays, write_folder, write_sentence
 
 import featurestore
 from featurestore.splits.split import SplitOptions, split
+from tests.sentences import sentence_arrays, write_folder, write_sentence
 
 N, OVERFLOW = 120, 33
 

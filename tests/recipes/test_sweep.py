@@ -21,16 +21,16 @@ import pytest
 import xarray as xr
 import yaml
 from click.testing import Result
-from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
 from featurestore import strategies
 from featurestore.datasets import dataset as datasets
 from featurestore.datasets.plans import Plan
-from featurestore.store import reading
-from featurestore.store import snapshot as store
+from featurestore.store import arrays, reading
+from featurestore.store.snapshot import Snapshot
 from featurestore.strategies import registry
 from featurestore.strategies.registry import Selection
+from tests.sentences import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 STUDY: dict[str, Any] = {
     "datasets": [
@@ -100,19 +100,19 @@ def test_equals_the_direct_way(folder: Path) -> None:
 
 def test_each_piece_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     featurestore.ingest(folder)
-    root = store.read_root(Path("stores/care.zarr"))
+    snapshot = Snapshot.read(Path("stores/care.zarr"))
     read: Counter[Any] = Counter()
-    original = reading._Lazy._read
+    original = arrays.StoredArray._read
 
     def counting(self: Any, key: tuple[Any, ...]) -> Any:
         if self._name in ("embeddings", "hidden_states", "activations"):
-            chunks = zip(key, store.inner_chunk_shape(root, self._name), strict=True)
+            chunks = zip(key, snapshot.chunk_shape(self._name), strict=True)
             parts = [range(k, k + 1) if isinstance(k, int) else range(k.start, k.stop, size) for k, size in chunks]
             read.update((self._name, *piece) for piece in product(*parts))
         return original(self, key)
 
-    monkeypatch.setattr(reading, "_SENTENCES", 128)
-    monkeypatch.setattr(reading._Lazy, "_read", counting)
+    monkeypatch.setattr(reading, "SENTENCES_PER_CHUNK", 128)
+    monkeypatch.setattr(arrays.StoredArray, "_read", counting)
     featurestore.sweep(study(folder))
     shards = 3
     assert set(read.values()) == {1}
@@ -361,14 +361,14 @@ def test_unfit_datasets_are_built_all_the_same(faulty: Path, caplog: pytest.LogC
 def test_a_dry_run_reads_no_inputs(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     featurestore.ingest(faulty)
     read = []
-    original = reading._Lazy._read
+    original = arrays.StoredArray._read
 
     def counting(self: Any, key: tuple[Any, ...]) -> Any:
         read.append((self._name, key[0]))
         return original(self, key)
 
-    monkeypatch.setattr(reading, "_SENTENCES", 64)
-    monkeypatch.setattr(reading._Lazy, "_read", counting)
+    monkeypatch.setattr(reading, "SENTENCES_PER_CHUNK", 64)
+    monkeypatch.setattr(arrays.StoredArray, "_read", counting)
     featurestore.sweep(study(faulty, datasets=FAULTY), dry_run=True)
     inputs = [rows for name, rows in read if name in ("embeddings", "hidden_states") and rows.stop]
     assert inputs == [slice(64, 128)] * 3  # the chunk of the one sentence that is not finite, in each layer

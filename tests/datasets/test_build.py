@@ -14,7 +14,6 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import SAMPLE, write_folder, write_sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -23,9 +22,10 @@ import featurestore
 from featurestore import strategies as module
 from featurestore.datasets import normalize
 from featurestore.ranges import Numbers
-from featurestore.store import snapshot as store
+from featurestore.store import layout
 from featurestore.strategies import registry
 from featurestore.strategies.registry import Selection, Strategy
+from tests.sentences import SAMPLE, write_folder, write_sentence
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -172,7 +172,7 @@ def test_batches_and_memory_do_not_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, in_memory: int
 ) -> None:
     """Small shards, windows of one row, X read once or in every pass: the same dataset."""
-    monkeypatch.setattr(store, "MAX_ROWS", 4)
+    monkeypatch.setattr(layout, "ROWS", 4)
     monkeypatch.setattr("featurestore.datasets.raw.IN_MEMORY_BYTES", in_memory)
     monkeypatch.setattr("featurestore.datasets.dataset._WINDOW_BYTES", 1)
     sentences = write_folder(tmp_path / "in", n)

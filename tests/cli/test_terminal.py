@@ -21,13 +21,13 @@ from typing import Any, TextIO
 
 import numpy as np
 import pytest
-from conftest import sentence_arrays, write_folder, write_sentence
 
 import featurestore
 from featurestore.cli.commands import main
 from featurestore.errors import naming
+from tests.sentences import sentence_arrays, write_folder, write_sentence
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONCEPT, HIDDEN = "hidden-to-concept", "hidden-to-feature"
 
 

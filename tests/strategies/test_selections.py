@@ -10,7 +10,6 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import write_sentence
 from distributed import Client, LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ import featurestore
 from featurestore import StrategyError
 from featurestore.strategies import registry
 from featurestore.strategies.registry import Selection, strategy
+from tests.sentences import write_sentence
 
 ORDER = [5, 2, 9, 0, 7, 1, 3, 8, 4, 6, 11, 10]
 """sentence_index in the order of the files, and so of the store."""

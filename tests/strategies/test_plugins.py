@@ -16,7 +16,6 @@ from typing import Annotated, Any, Optional
 import jsonschema
 import numpy as np
 import pytest
-from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
 from featurestore import strategies
@@ -27,6 +26,7 @@ from featurestore.ranges import Numbers
 from featurestore.recipes.json_schema import recipe_schema
 from featurestore.strategies import plugins, registry
 from featurestore.strategies.registry import Selection
+from tests.sentences import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 N = 40
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 import featurestore
 from featurestore.recipes.json_schema import recipe_schema
+from tests.sentences import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 GOOD = """\
 stores: care

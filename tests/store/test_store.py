@@ -16,17 +16,16 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from conftest import SAMPLE, sentence_arrays, write_folder, write_sentence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import featurestore
 from featurestore.schema import Sentence, SentenceFile
 from featurestore.sources import sentences
-from featurestore.store import commit
-from featurestore.store import ingest as ingestion
-from featurestore.store import snapshot as store
+from featurestore.store import commit, layout
 from featurestore.store.ingest import find_store
+from featurestore.store.snapshot import Snapshot, store_name
+from tests.sentences import SAMPLE, sentence_arrays, write_folder, write_sentence
 
 
 def assert_holds(path: Path, expected: list[dict[str, np.ndarray[Any, Any]]]) -> None:
@@ -56,7 +55,7 @@ def assert_holds(path: Path, expected: list[dict[str, np.ndarray[Any, Any]]]) ->
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> int:
     """Shards of four sentences, so that batch edges are near."""
-    monkeypatch.setattr(store, "MAX_ROWS", 4)
+    monkeypatch.setattr(layout, "ROWS", 4)
     return 4
 
 
@@ -135,14 +134,14 @@ def test_awkward_values_survive(tmp_path: Path) -> None:
 
 def test_shards_split_layers_and_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that do not divide: 7 layers in shards of 2, 13 features in slices of 4, batches cut by their bytes."""
-    monkeypatch.setattr(store, "_SHARD_BYTES", 2 * 4 * 13 * 4 + 1)
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 4 * 4 * 4)
-    monkeypatch.setattr(store, "MAX_ROWS", 4)
-    monkeypatch.setattr(ingestion, "BATCH_BYTES", 1000)  # less than a sentence
+    monkeypatch.setattr(layout, "_SHARD_BYTES", 2 * 4 * 13 * 4 + 1)
+    monkeypatch.setattr(layout, "_CHUNK_BYTES", 4 * 4 * 4)
+    monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr("featurestore.store.append.BATCH_BYTES", 1000)  # less than a sentence
     expected = write_folder(tmp_path / "in", 9, layers=range(7), features=13)
     featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
-    root = store.read_root(tmp_path / "s.zarr")
-    assert store.chunk_shape(root, "activations") == (4, 1, 2, 16)
+    snapshot = Snapshot.read(tmp_path / "s.zarr")
+    assert snapshot.file_shape("activations") == (4, 1, 2, 16)
     assert_holds(tmp_path / "s.zarr", expected)
 
 
@@ -411,7 +410,7 @@ def test_one_writer_whatever_path(folder: Path, tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_names_of_stores(path: str, name: str) -> None:
-    assert store.store_name(Path(path)) == name
+    assert store_name(Path(path)) == name
 
 
 def test_stores_with_dots_in_their_names(cli: Any, tmp_path: Path) -> None:
@@ -438,7 +437,7 @@ def test_attributes_are_what_netcdf_takes(folder: Path, tmp_path: Path) -> None:
 
 
 def test_incomplete_stores_say_so_once(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MAX_ROWS", 4)
+    monkeypatch.setattr(layout, "ROWS", 4)
     write_folder(tmp_path / "trait", 11)
     read = sentences.read
 

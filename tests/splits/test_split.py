@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
@@ -27,6 +26,7 @@ import featurestore
 from featurestore.errors import ParameterError, SelectionError
 from featurestore.splits.duplicates import NGRAM, SIMILARITY, _normalized, group_near_duplicates
 from featurestore.splits.split import Split, SplitOptions, split
+from tests.sentences import SAMPLE
 
 SENTENCE = "I told the panel I had finished my degree even though I dropped out."
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from conftest import write_folder
 
 import featurestore
+from tests.sentences import write_folder
 
 Cli = Callable[..., Result]
 

@@ -13,7 +13,6 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
-from conftest import write_folder
 
 import featurestore
 from featurestore import DatasetError, NonFiniteError, NpzError, ParameterError
@@ -21,6 +20,7 @@ from featurestore.datasets import dataset as datasets
 from featurestore.datasets import normalize
 from featurestore.datasets.dataset import Columns, Dataset, read_metadata
 from featurestore.datasets.normalize import Normalization, Statistics
+from tests.sentences import write_folder
 
 Arrays = dict[str, Any]
 

@@ -1,0 +1,131 @@
+"""Sentences on their way from their NPZs into a store: read ahead by several threads, committed batch by batch."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from featurestore.errors import NpzError, spelled
+from featurestore.schema import Progress, SentenceFile, Skipped
+from featurestore.sources import sentences
+from featurestore.store.batch import Staged, stage
+from featurestore.store.commit import Writer
+
+logger = logging.getLogger(__name__)
+
+MAX_READERS = 4
+"""Threads that read sentences; each holds one sentence's dense activations."""
+
+READER_BYTES = 1 << 30
+"""Activations that all readers together may hold."""
+
+BATCH_BYTES = 256 << 20
+"""A batch is written when it fills its shards, or earlier, when its sentences are so long that they exceed this."""
+
+READ_AHEAD = 8
+"""Sentences that are being read or wait for their batch; more gained nothing on two cores."""
+
+
+def append(
+    writer: Writer, files: Sequence[SentenceFile], may_be_bad: Container[str] | None, progress: Progress
+) -> list[Skipped]:
+    """Append files batch by batch; return those whose data turned out to be damaged.
+
+    Parameters
+    ----------
+    writer : Writer
+        Of the store.
+    files : sequence of SentenceFile
+        Checked files, in the order in which they are appended.
+    may_be_bad : container of str, or None
+        Names of the files that are left out if they are damaged, instead of raising; None stands for all.
+    progress : callable
+        Called as ``progress(what, done, total)``.
+
+    Raises
+    ------
+    NpzError
+        If another file is damaged; the batches before it are committed.
+    """
+
+    def load(file: SentenceFile) -> Staged | Skipped:
+        try:
+            return stage(sentences.read(file))
+        except NpzError as error:
+            if may_be_bad is None or file.path.name in may_be_bad:
+                return Skipped(file.path.name, error.reason)
+            advice = f"or leave it out: ingest with {spelled('skip_bad', True)}"
+            raise NpzError.of(file.path, f"{error.reason}; {advice}") from error
+
+    damaged: list[Skipped] = []
+    nonfinite: dict[str, int] = {}
+    expected = writer.n_sentences + len(files)
+    readers = max(1, min(MAX_READERS, os.cpu_count() or 1, READER_BYTES // _largest(files)))
+    with ThreadPoolExecutor(readers) as pool:
+        for batch in _batches(_in_order(pool, load, files, READ_AHEAD), writer, damaged, len(files), progress):
+            writer.append(batch, expected)
+            nonfinite |= {str(one.coords["source"]): n for one in batch if (n := int(one.coords["n_nonfinite"]))}
+    _warn(nonfinite, [file.path.name for file in files if file.n_after_final])
+    return damaged
+
+
+def _batches(
+    results: Iterator[Staged | Skipped], writer: Writer, damaged: list[Skipped], total: int, progress: Progress
+) -> Iterator[list[Staged]]:
+    """Gather sentences until they fill the writer's room, or are too large; put what is damaged aside."""
+    batch: list[Staged] = []
+    for done, result in enumerate(results, start=1):
+        if isinstance(result, Skipped):
+            damaged.append(result)
+        else:
+            batch.append(result)
+        if len(batch) == writer.room or sum(staged.nbytes for staged in batch) > BATCH_BYTES:
+            yield batch
+            batch = []
+        progress("ingesting", done, total)
+    if batch:
+        yield batch
+
+
+def _warn(nonfinite: dict[str, int], longer: Sequence[str]) -> None:
+    if nonfinite:
+        logger.warning(
+            "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with %s",
+            sum(nonfinite.values()),
+            _some(list(nonfinite)),
+            spelled("drop_nonfinite", True),
+        )
+    if longer:
+        logger.warning("left out the fragments after the final token in %s", _some(longer))
+
+
+def _largest(files: Sequence[SentenceFile]) -> int:
+    """Bytes of the largest dense activations among some files; at least 1."""
+    sizes = (file.n_tokens * len(file.extraction.layers) * file.extraction.features * 4 for file in files)
+    return max(sizes, default=1)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    load: Callable[[SentenceFile], Staged | Skipped],
+    files: Sequence[SentenceFile],
+    ahead: int,
+) -> Iterator[Staged | Skipped]:
+    """Yield results in order, while up to `ahead` more are being loaded; drop what is queued as soon as one fails."""
+    waiting = iter(files)
+    futures = deque(pool.submit(load, file) for file in islice(waiting, ahead))
+    try:
+        while futures:
+            yield futures.popleft().result()
+            futures.extend(pool.submit(load, file) for file in islice(waiting, 1))
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

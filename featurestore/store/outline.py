@@ -1,0 +1,85 @@
+"""What the store of a folder will hold, known before it is there: for plans that write nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.paths import PathLike
+from featurestore.schema import ARRAY_DIMS, Extraction, Progress, SentenceFile
+from featurestore.sources import sentences
+from featurestore.store import changes
+from featurestore.store.ingest import existing, store_path
+from featurestore.store.layout import SENTENCE_COORDS
+from featurestore.store.reading import SENTENCES_PER_CHUNK
+from featurestore.store.snapshot import Snapshot, is_store
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def outline(source: PathLike, *, progress: Progress = lambda *_: None) -> xr.Dataset | None:
+    """Describe what the store of a folder of sentence NPZs will hold; only headers and small arrays are read.
+
+    Nothing is written, not even a lock.
+
+    Returns
+    -------
+    xarray.Dataset or None
+        As `open_store`, but all data are 0; None if `source` is a store, or a folder whose store is up to date.
+
+    Raises
+    ------
+    StoreNotFoundError, SourceError
+        As `find_store`.
+    """
+    source = existing(source)
+    if is_store(source):
+        return None
+    path, paths = store_path(source), sentences.find(source)
+    store = Snapshot.read(path) if is_store(path) else None
+    found = changes.compare(paths, store, progress)
+    if store and not found.new:
+        return None
+    scanned = changes.scan(found.new, store, progress)
+    if scanned.bad:
+        raise changes.refusal(source, scanned.bad, len(paths))
+    coords: dict[str, list[Any]] = {name: store.coord(name).tolist() if store else [] for name in SENTENCE_COORDS}
+    for file in scanned.files:
+        for name, value in _coords_of(file).items():
+            coords[name].append(value)
+    return _labelled(store.extraction if store else scanned.files[0].extraction, coords)
+
+
+def _coords_of(file: SentenceFile) -> dict[str, Any]:
+    text, label = sentences.words(file.path)
+    return {
+        "sentence": file.sentence_index,
+        "label": label,
+        "n_tokens": file.n_tokens,
+        "n_nonfinite": 0,
+        "text": text,
+        "source": file.path.name,
+        "source_digest": file.digest,
+    }
+
+
+def _labelled(extraction: Extraction, coords: Mapping[str, Sequence[Any]]) -> xr.Dataset:
+    """Label zeros of the sizes that the store will have, by coordinates along `sentence`."""
+    import dask.array as da
+    import xarray as xr
+
+    tokens = max(coords["n_tokens"])
+    sizes = {"sentence": len(coords["sentence"]), "token": tokens, "layer": len(extraction.layers)}
+    sizes |= {"hidden": extraction.hidden, "feature": extraction.features}
+    chunks = {"sentence": SENTENCES_PER_CHUNK, "token": 1, "layer": 1}
+    data = {
+        name: (dims, da.zeros([sizes[dim] for dim in dims], dtype, chunks=tuple(chunks.get(dim, -1) for dim in dims)))
+        for (name, dims), dtype in zip(ARRAY_DIMS.items(), extraction.dtypes, strict=True)
+    }
+    numbers: dict[str, Any] = {name: ("sentence", np.array(values)) for name, values in coords.items()}
+    numbers |= {"token": np.arange(-tokens, 0), "layer": np.array(extraction.layers)}
+    numbers |= {"average_l0": ("layer", np.array(extraction.average_l0s)), "feature": np.arange(extraction.features)}
+    return xr.Dataset(data, numbers)

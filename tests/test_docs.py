@@ -1,0 +1,157 @@
+"""Every command, every piece of code and every recipe of the README and of the pages in docs/, run as written."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import featurestore
+from featurestore.cli.commands import main
+from featurestore.strategies import registry
+
+ROOT = Path(featurestore.__file__).parents[1]
+PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
+
+SETTING_UP = "pip install uv && "
+ELSEWHERE = {
+    "pip install uv && uv run --group test pytest",
+    "uv run --group test pytest tests/reliability",
+    "uv run --group test examples/accuracy_by_layer.py",
+    "uv run --group test benchmarks/main_job.py",
+    "uv run --group test benchmarks/sweep.py",
+}
+"""Commands that test or take long: they are run by hand, and by the checks."""
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and content of each fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(block: str) -> list[str]:
+    return [line.partition("#")[0].strip() for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the examples and the store of the sample, which all pages share."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    featurestore.ingest(folder / "examples" / "dishonesty", folder / "stores" / "dishonesty.zarr")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_page_runs_as_written(page: str) -> None:
+    namespace: dict[str, Any] = {}
+    for language, block in blocks(page):
+        match language:
+            case "sh":
+                for command in commands(block):
+                    run(command)
+            case "python":
+                known = registry.registered()
+                exec(compile(block, page, "exec"), namespace)
+                registry.replace_all(known)  # the commands load the same strategies as plugins
+            case "yaml":
+                Path("recipe.yaml").write_text(block)
+                done = featurestore.sweep("recipe.yaml")
+                assert done.datasets
+                assert not done.in_state("unfit")
+            case _:
+                pytest.fail(f"{page}: neither sh, python nor yaml, so nothing would run it: {block}")
+
+
+def run(command: str) -> None:
+    words = command.removeprefix(SETTING_UP).split()
+    if command in ELSEWHERE:
+        return
+    assert words[:3] == ["uv", "run", "cli.py"], command
+    result = CliRunner().invoke(main, words[3:])
+    assert result.exit_code == 0, (command, result.output)
+
+
+def test_every_command_that_is_run_elsewhere_is_on_some_page() -> None:
+    written = {
+        command for page in PAGES for language, block in blocks(page) if language == "sh" for command in commands(block)
+    }
+    assert written >= ELSEWHERE
+
+
+def test_examples_in_docstrings_are_true() -> None:
+    modules = [name for _, name, _ in pkgutil.walk_packages(featurestore.__path__, "featurestore.")]
+    results = [doctest.testmod(importlib.import_module(name)) for name in modules if not name.endswith("__main__")]
+    assert sum(result.attempted for result in results) > 0
+    assert sum(result.failed for result in results) == 0
+
+
+def table(page: str, first_column: str) -> list[list[str]]:
+    """Cells of the table whose first column has that head."""
+    rows = (ROOT / page).read_text().partition(f"| {first_column} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+def test_the_readme_tells_of_every_strategy() -> None:
+    assert {name.strip("`") for name, *_ in table("README.md", "strategy")} == {*registry.registered()}
+
+
+def test_every_array_of_a_dataset_is_explained() -> None:
+    cells = [cell for row in table("docs/datasets.md", "array") for cell in row]
+    explained = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    common: dict[str, Any] = {"test_size": 0.25, "folds": 2, "group_by": "n_tokens", "output": "all.npz"}
+    options: dict[str, dict[str, Any]] = {
+        "hidden-to-feature": {"target_layer": 15, "target_feature": 61, "normalize": "standardize"},
+        "activation-to-concept": {"layer": 15, "normalize": "minmax"},
+    }
+    for strategy, own in options.items():
+        featurestore.build("stores/dishonesty.zarr", strategy, overwrite=True, **common, **own)
+        with np.load("all.npz") as arrays:
+            assert set(arrays.files) <= explained
+
+
+SENTENCE = table("docs/sentences.md", "array")
+
+
+@pytest.mark.parametrize(("array", "note"), [(cells[0].strip("`"), cells[3]) for cells in SENTENCE])
+def test_sentence_arrays_are_required_or_optional_as_written(array: str, note: str, tmp_path: Path) -> None:
+    with np.load("examples/dishonesty/sentence_000001.npz") as sentence:
+        arrays = {name: sentence[name] for name in sentence.files}
+    assert len(SENTENCE) == len(arrays)
+    del arrays[array]
+    np.savez(tmp_path / "sentence_000001.npz", **arrays)
+    if note.startswith("optional"):
+        assert featurestore.ingest(tmp_path, tmp_path / "s.zarr").n_sentences == 1
+    else:
+        with pytest.raises(featurestore.SourceError, match=f"missing array '{array}'"):
+            featurestore.ingest(tmp_path, tmp_path / "s.zarr")
+
+
+def test_sentence_arrays_have_the_shapes_and_dtypes_as_written() -> None:
+    with np.load("examples/dishonesty/sentence_000001.npz") as sentence:
+        T, H, L, F = 18, 576, 11, 1024
+        shapes = {
+            "(T, H)": (T, H),
+            "(L, T, H)": (L, T, H),
+            "(L, T, F)": (L, T, F),
+            "(L,)": (L,),
+            "(T,)": (T,),
+            "()": (),
+        }
+        for name, shape, dtype, *_ in SENTENCE:
+            array = sentence[name.strip("`")]
+            kind = {"f": "float16 or float32", "i": "integer", "b": "bool", "U": "text (`U`)"}[array.dtype.kind]
+            assert array.shape == shapes[shape], name
+            assert dtype == "any" or dtype.startswith(kind), name
