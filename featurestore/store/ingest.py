@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.errors import StoreError, StoreNotFoundError, naming, shown, spelled
+from featurestore.errors import ParameterError, StoreError, StoreNotFoundError, brief, naming, shortened, shown, spelled
 from featurestore.paths import PathLike, as_path, real_path
-from featurestore.schema import STORES, Progress, Skipped
+from featurestore.ranges import integer
+from featurestore.schema import ATTRIBUTES, STORES, Progress, Skipped
 from featurestore.sources import sentences
 from featurestore.store import changes, commit
 from featurestore.store.append import append
 from featurestore.store.commit import Writer
+from featurestore.store.seen import Seen
 from featurestore.store.snapshot import Snapshot, is_store
 
 logger = logging.getLogger(__name__)
@@ -48,9 +50,11 @@ def ingest(
     source: PathLike,
     store: PathLike | None = None,
     *,
+    special_first: int | None = None,
     skip_bad: bool = False,
     wait: bool = False,
     progress: Progress = lambda *_: None,
+    **attributes: str | None,
 ) -> Ingested:
     """Bring a store up to date with a folder of sentence NPZs.
 
@@ -65,6 +69,9 @@ def ingest(
     store : str or PathLike, optional
         The store; made if it is not there. By default ``stores/<folder name>.zarr``, which is refused if it holds
         sentences, but none of this folder: it was made from another one of that name.
+    special_first : int, optional
+        So many tokens at the beginning of each sentence are special ones, such as a BOS, besides those that the files
+        mark. A store has one such number: by default 0 for a new one, and its own later.
     skip_bad : bool
         Leave bad files out, and record them in the store, instead of refusing the folder. A file that is recorded
         stays left out in later calls while it is bad.
@@ -72,6 +79,9 @@ def ingest(
         Wait while another process writes the store, instead of raising.
     progress : callable
         Called as ``progress(what, done, total)``.
+    **attributes : str, optional
+        What the store is to say of where its values come from: `model`, `model_revision`, `tokenizer`, `sae_release`,
+        `sae_ids`. What is not given stays as it is.
 
     Returns
     -------
@@ -80,6 +90,8 @@ def ingest(
 
     Raises
     ------
+    ParameterError
+        If an attribute is unknown, or no text, or `special_first` is no number of tokens.
     SourceError
         If there is nothing to ingest, or files are bad; every bad file is named, and nothing has been written.
     NpzError
@@ -90,31 +102,40 @@ def ingest(
     is_default, source = store is None, as_path(source)
     store = store_path(source) if store is None else as_path(store)
     paths = sentences.find(source)
-    if (done := _if_up_to_date(store, paths, progress)) is None:  # then readers need no lock
+    described = _described(attributes)
+    special_first = None if special_first is None else integer(spelled("special_first"), special_first)
+    seen = Seen(store)
+    if (
+        done := _if_up_to_date(store, paths, seen, described, special_first, progress)
+    ) is None:  # else no lock is needed
         with naming(store), commit.exclusive(store, wait) as real:
             writer = Writer(real) if is_store(real) else None
             committed = writer.snapshot if writer else None
-            found = changes.compare(paths, committed, progress)
+            found = changes.compare(paths, committed, seen, progress)
             scan = changes.scan(found.new, committed, progress)
+            if writer and special_first not in (None, writer.snapshot.special_first):
+                raise _other_special(store, writer.snapshot.special_first, special_first)
             recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
             if is_default and writer and writer.n_sentences and not found.present and not scan.corrected:
                 raise _another_folders(store, source)
             is_refused = not skip_bad and any(entry.file not in recorded for entry in scan.bad)
             if is_refused or (not scan.files and writer is None):
                 raise changes.refusal(source, scan.bad, len(paths))
-            writer = writer or Writer.create(real, scan.files[0].extraction)
+            writer = writer or Writer.create(real, scan.files[0].extraction, special_first or 0)
             try:
                 damaged = append(writer, scan.files, None if skip_bad else recorded, progress)
                 skipped = [*scan.bad, *damaged]
                 if not writer.n_sentences:
                     raise changes.refusal(source, skipped, len(paths))
                 elsewhere = recorded.keys() - {path.name for path in paths}
-                writer.finish([*(entry for name, entry in recorded.items() if name in elsewhere), *skipped])
+                skipped_elsewhere = [entry for name, entry in recorded.items() if name in elsewhere]
+                writer.finish([*skipped_elsewhere, *skipped], described)
             except BaseException:
                 writer.discard()
                 raise
         added = len(scan.files) - len(damaged)
         done = Ingested(store, added, found.present, tuple(skipped), writer.n_sentences)
+    seen.save()
     if is_default and (others := done.n_sentences - done.present - done.added):
         logger.warning("%s also holds %d sentences that are not in %s", store, others, source)
     for entry in done.skipped:
@@ -122,11 +143,36 @@ def ingest(
     return done
 
 
-def _if_up_to_date(store: Path, paths: Sequence[Path], progress: Progress) -> Ingested | None:
+def _described(attributes: Mapping[str, str | None]) -> dict[str, str]:
+    """Check what a store is to say of itself."""
+    for name, value in attributes.items():
+        if name not in ATTRIBUTES:
+            found = f"{spelled(shortened(name))}: ingest takes no such option"
+            raise ParameterError(f"{found}; it takes {', '.join(map(spelled, ATTRIBUTES))}")
+        if value is not None and not (isinstance(value, str) and value.isprintable()):
+            raise ParameterError(f"{spelled(name)}: expected printable text, found {brief(value)}")
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _if_up_to_date(
+    store: Path,
+    paths: Sequence[Path],
+    seen: Seen,
+    described: Mapping[str, str],
+    special_first: int | None,
+    progress: Progress,
+) -> Ingested | None:
     if not is_store(store) or not (snapshot := Snapshot.read(store)).is_complete:
         return None
-    found = changes.compare(paths, snapshot, progress)
+    if not described.items() <= snapshot.attributes.items() or special_first not in (None, snapshot.special_first):
+        return None
+    found = changes.compare(paths, snapshot, seen, progress)
     return None if found.new else Ingested(store, 0, found.present, (), found.n_sentences)
+
+
+def _other_special(store: Path, held: int, asked: int | None) -> StoreError:
+    found = f"{spelled('special_first', asked)}: {store} marks the first {held} tokens of each sentence as special"
+    return StoreError(f"{found}; leave the option out, or ingest into a new store")
 
 
 def _another_folders(store: Path, source: Path) -> StoreError:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import deflate
 import numpy as np
 
 from featurestore.errors import NpzError, StoreError, StoreNotFoundError
 from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
-from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, Progress
+from featurestore.schema import ACTIVATIONS, Progress
 from featurestore.sources import sentences
 from featurestore.store.batch import Staged, count_nonfinite, stage
-from featurestore.store.layout import ROOT
+from featurestore.store.layout import CHECKSUMS, ROOT, TOKEN_COORDS
 from featurestore.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -82,7 +86,7 @@ def verify(
         Problem(f"{name}/{ROOT}", "is missing, or differs from the root metadata; the next ingest restores it")
         for name in snapshot.stale_metadata()
     ]
-    damaged = [*_coords(snapshot, coords)]
+    damaged = _coords(snapshot, coords)
     problems = [*stale, *damaged, *([] if damaged else _labels(snapshot, coords))]
     counted = [path / file for name in ("n_tokens", "token") for file, _ in snapshot.files(name)]
     if damaged or not all(file.is_file() for file in counted):  # then nothing says what else there has to be
@@ -94,24 +98,26 @@ def verify(
     return [*problems, *_data(snapshot, coords, sources, progress)]
 
 
-def _coords(snapshot: Snapshot, coords: Coords) -> Iterator[Problem]:
+def _coords(snapshot: Snapshot, coords: Coords) -> list[Problem]:
     """Read every coordinate of one dim, file by file, into `coords`."""
+    problems: list[Problem] = []
     for name in _one_dim(snapshot):
         array = snapshot.open(name)
         coords[name] = np.zeros(array.shape, array.dtype)
         for file, region in snapshot.files(name):
-            if (values := (yield from _read(snapshot, array, file, region))) is not None:
+            if not (snapshot.path / file).is_file():  # which is reported with the files
+                continue
+            if (values := _read(array, file, region, problems)) is not None:
                 coords[name][region] = values
+    return problems
 
 
-def _read(
-    snapshot: Snapshot, array: zarr.Array[Any], file: str, region: tuple[slice, ...]
-) -> Generator[Problem, None, NDArray[Any] | None]:
-    """Read what a file of an array holds; None if it is damaged, or missing, which is reported with the files."""
+def _read(array: zarr.Array[Any], file: str, region: tuple[Any, ...], problems: list[Problem]) -> NDArray[Any] | None:
+    """Read what a file of an array holds, or a part of it; None if it is damaged, which is reported."""
     try:
-        return np.asarray(array[region]) if (snapshot.path / file).is_file() else None
+        return np.asarray(array[region])
     except (ValueError, RuntimeError, OSError) as error:
-        yield Problem(file, f"is damaged ({error})")
+        problems.append(Problem(file, f"is damaged ({error})"))
         return None
 
 
@@ -122,7 +128,7 @@ def _one_dim(snapshot: Snapshot) -> list[str]:
 def _labels(snapshot: Snapshot, coords: Coords) -> Iterator[Problem]:
     """Check what the coordinates say against each other."""
     tokens = snapshot.sizes["token"]
-    if coords["feature"].tolist() != [*range(len(coords["feature"]))]:
+    if (features := coords.get("feature")) is not None and features.tolist() != [*range(len(features))]:
         yield Problem("feature", "does not count from 0")
     if coords["token"].tolist() != [-1 - position for position in range(tokens)]:
         yield Problem("token", "does not count back from -1")
@@ -141,19 +147,16 @@ def _files(snapshot: Snapshot, n_tokens: NDArray[np.int64] | None) -> Iterator[P
     """Compare the files that are there with those that have to be; without `n_tokens` only of arrays of one dim."""
     judged = [*snapshot.arrays] if n_tokens is not None else _one_dim(snapshot)
     expected = {f"{name}/{ROOT}" for name in snapshot.arrays} | {ROOT}
-    padding = set()
     for name in judged:
         for file, region in snapshot.files(name):
             if len(region) == 1 or n_tokens is None or n_tokens[region[0]].max() > region[1].start:
                 expected.add(file)
-            elif name == "fragment":
-                padding.add(file)  # earlier versions have written it
     found = {file.relative_to(snapshot.path).as_posix() for file in snapshot.path.rglob("*") if file.is_file()}
     unjudged = snapshot.arrays.keys() - judged
     for file in sorted(expected - found):
         if not file.endswith(ROOT):  # those are reported with the metadata
             yield Problem(file, "is missing")
-    for file in sorted(found - expected - padding):
+    for file in sorted(found - expected):
         if file.split("/")[0] not in unjudged:
             yield Problem(file, "does not belong to the store; the next ingest removes what an interrupted one left")
 
@@ -177,90 +180,143 @@ def _match(coords: Coords, source: Path, sources: dict[int, Path]) -> Iterator[P
 
 
 def _data(snapshot: Snapshot, coords: Coords, sources: dict[int, Path], progress: Progress) -> Iterator[Problem]:
-    """Read all shards, batch by batch, and compare them with the coordinates and with the sources."""
-    n, step = len(coords["n_tokens"]), snapshot.file_shape(ACTIVATIONS)[0]
-    arrays = {name: snapshot.open(name) for name in (*ARRAY_DIMS, "fragment")}
-    for start in range(0, n, step):
-        rows = range(start, min(start + step, n))
-        progress("verifying sentences", rows.stop, n)
-        expected = yield from _read_sources(coords, {row: sources[row] for row in rows if row in sources})
-        batch = _Batch(start // step, rows, coords, expected, dict.fromkeys(rows, 0))
-        for name in ARRAY_DIMS:
-            yield from _values(snapshot, name, arrays[name], batch)
-        yield from _fragments(snapshot, arrays["fragment"], batch)
-        for row, count in batch.nonfinite.items():
-            if count != coords["n_nonfinite"][row]:
-                recorded = coords["n_nonfinite"][row]
-                yield Problem(_sentence(coords, row), f"has {count} non-finite values; {recorded} were ingested")
+    """Read all shards, batch by batch and on all cores; compare them with the coordinates and with the sources."""
+    n, step = len(coords["n_tokens"]), snapshot.file_shape("fragment")[0]
+    check = partial(_checked, snapshot, coords, sources)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = [pool.submit(check, range(start, min(start + step, n))) for start in range(0, n, step)]
+        try:
+            for start, future in zip(range(0, n, step), futures, strict=True):
+                yield from future.result()
+                progress("verifying sentences", min(start + step, n), n)
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _checked(snapshot: Snapshot, coords: Coords, sources: dict[int, Path], rows: range) -> list[Problem]:
+    """Check one batch."""
+    problems: list[Problem] = []
+    expected = _read_sources(snapshot, coords, {row: sources[row] for row in rows if row in sources}, problems)
+    n_nonfinite: dict[int, int] | None = dict.fromkeys(rows, 0)
+    for name in snapshot.data_arrays:
+        shard = snapshot.file_shape(name)[0]
+        for start in range(rows.start, rows.stop, shard):
+            part = _Rows(range(start, min(start + shard, rows.stop)), start // shard, coords, expected)
+            found, values = _values(snapshot, name, part, problems)
+            if found is None:
+                n_nonfinite = None  # damaged, so the values cannot be counted
+                continue
+            for row, (count, checksum) in zip(part.rows, found, strict=True):
+                if n_nonfinite is not None:
+                    n_nonfinite[row] += count
+                if checksum != coords[CHECKSUMS[name]][row]:
+                    what = f"has other {name} than were ingested (CRC-32), in {', '.join(values)}"
+                    problems.append(Problem(_sentence(coords, row), what))
+    for name in TOKEN_COORDS:
+        _token_coord(
+            snapshot, name, _Rows(rows, rows.start // snapshot.file_shape(name)[0], coords, expected), problems
+        )
+    for row, count in (n_nonfinite or {}).items():
+        if count != coords["n_nonfinite"][row]:
+            recorded = coords["n_nonfinite"][row]
+            what = f"has {count} non-finite values; {recorded} were ingested"
+            problems.append(Problem(_sentence(coords, row), what))
+    return problems
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
-    """Sentences whose data share files, what their sources say, and how many values are not finite in each so far."""
+class _Rows:
+    """Sentences that share files, the place of these along `sentence`, and what the sources say."""
 
-    number: int
     rows: range
+    number: int
     coords: Coords
     expected: dict[int, Staged]
-    nonfinite: dict[int, int]
 
 
-def _values(snapshot: Snapshot, name: str, array: zarr.Array[Any], batch: _Batch) -> Iterator[Problem]:
-    """Read an array's shards of a batch, compare them, and count what is not finite."""
-    for file, region in snapshot.files(name, batch.number):
-        if (values := (yield from _read(snapshot, array, file, region))) is None:
-            if (snapshot.path / file).is_file():  # damaged, so the values cannot be counted
-                batch.nonfinite.clear()
+def _values(
+    snapshot: Snapshot, name: str, part: _Rows, problems: list[Problem]
+) -> tuple[list[tuple[int, int]] | None, list[str]]:
+    """Read a shard token by token; compare it with its sources.
+
+    Returns
+    -------
+    list of (int, int), or None
+        Of each row, how many values are not finite, and the checksum of all; None if something cannot be read.
+    list of str
+        The files.
+    """
+    array, n_tokens = snapshot.open(name), part.coords["n_tokens"]
+    rows = slice(part.rows.start, part.rows.stop)
+    counts, checksums = [0] * len(part.rows), [0] * len(part.rows)
+    files, sound = [], True
+    for file, region in snapshot.files(name, part.number):
+        if region[1].start >= n_tokens[rows].max():
             continue
-        token = region[1].start
-        for row, stored in zip(batch.rows, values[:, 0], strict=True):
-            where = _sentence(batch.coords, row)
-            if token >= batch.coords["n_tokens"][row]:
-                if not np.isnan(stored).all():
-                    yield Problem(where, f"has values in {file} beyond its tokens")
-                continue
-            if row in batch.nonfinite:
-                batch.nonfinite[row] += count_nonfinite(stored)
-            source = batch.expected.get(row)
-            if source is None or token >= len(source.nonzero):  # a length that differs is reported
-                continue
-            if stored.tobytes() != source.token(name, token, array.shape[2:])[region[2]].tobytes():
-                yield Problem(where, f"differs in {file} from {source.coords['source']}")
-
-
-def _fragments(snapshot: Snapshot, array: zarr.Array[Any], batch: _Batch) -> Iterator[Problem]:
-    """Read the fragments of a batch, file by file, and compare them."""
-    for file, region in snapshot.files("fragment", batch.number):
-        if (values := (yield from _read(snapshot, array, file, region))) is None:
+        files.append(file)
+        if not (snapshot.path / file).is_file():  # which is reported with the files
+            sound = False
             continue
-        for row, stored in zip(batch.rows, values, strict=True):
-            where = _sentence(batch.coords, row)
-            if any(stored[max(0, batch.coords["n_tokens"][row] - region[1].start) :] != ""):
-                yield Problem(where, f"has fragments in {file} beyond its tokens")
-            source = batch.expected.get(row)
-            fragments = source.fragments[::-1][region[1]] if source else ()
-            if source and stored[: len(fragments)].tolist() != [*fragments]:
-                yield Problem(where, f"differs in {file} from {source.coords['source']}")
+        for token in range(region[1].start, region[1].stop):
+            values = _read(array, file, (rows, token), problems)
+            if values is None:
+                sound = False
+                break
+            for i, (row, stored) in enumerate(zip(part.rows, values, strict=True)):
+                if token < n_tokens[row]:
+                    counts[i] += count_nonfinite(stored)
+                    checksums[i] = deflate.crc32(stored.reshape(-1).view(np.uint8), checksums[i])
+                    _compare(part, name, file, row, token, stored, problems)
+                elif not np.isnan(stored).all():
+                    problems.append(Problem(_sentence(part.coords, row), f"has values in {file} beyond its tokens"))
+    return (list(zip(counts, checksums, strict=True)) if sound else None), files
 
 
-def _read_sources(coords: Coords, files: dict[int, Path]) -> Generator[Problem, None, dict[int, Staged]]:
+def _compare(
+    part: _Rows, name: str, file: str, row: int, token: int, stored: NDArray[Any], problems: list[Problem]
+) -> None:
+    source = part.expected.get(row)
+    if source is None or token >= source.n_tokens or (name != ACTIVATIONS and name not in source.dense):
+        return  # a length, or an array, that differs is reported
+    if stored.tobytes() != source.token(name, token, stored.shape).tobytes():
+        problems.append(Problem(_sentence(part.coords, row), f"differs in {file} from {source.coords['source']}"))
+
+
+def _token_coord(snapshot: Snapshot, name: str, part: _Rows, problems: list[Problem]) -> None:
+    """Read a coordinate of tokens, file by file, and compare it."""
+    array = snapshot.open(name)
+    for file, region in snapshot.files(name, part.number):
+        if not (snapshot.path / file).is_file() or (values := _read(array, file, region, problems)) is None:
+            continue
+        for row, stored in zip(part.rows, values, strict=True):
+            where = _sentence(part.coords, row)
+            if any(stored[max(0, part.coords["n_tokens"][row] - region[1].start) :]):
+                problems.append(Problem(where, f"has {name} in {file} beyond its tokens"))
+            if source := part.expected.get(row):
+                told = [*source.token_coords[name][region[1]]]
+                if stored[: len(told)].tolist() != told:
+                    problems.append(Problem(where, f"differs in {file} from {source.coords['source']}"))
+
+
+def _read_sources(
+    snapshot: Snapshot, coords: Coords, files: dict[int, Path], problems: list[Problem]
+) -> dict[int, Staged]:
     """Read a batch of source files, and compare what they say in words."""
     staged = {}
+    special_first, labels = snapshot.special_first, snapshot.extraction
     for row, file in files.items():
         try:
             sentence_file = sentences.scan(file)
-            sentence = stage(sentences.read(sentence_file))
+            sentence = stage(sentences.read(sentence_file), special_first)
         except NpzError as error:
-            yield Problem(file.name, f"cannot be compared: {error}")
+            problems.append(Problem(file.name, f"cannot be compared: {error}"))
             continue
         staged[row] = sentence
         differing = [name for name, value in sentence.coords.items() if name != "source" and coords[name][row] != value]
-        extraction = sentence_file.extraction
-        for name, values in {"layer": extraction.layers, "average_l0": extraction.average_l0s}.items():
-            if coords[name].tolist() != [*values]:
-                differing.append(name)
+        differing += labels.differences(sentence_file.extraction)
         if differing:
-            yield Problem(_sentence(coords, row), f"{', '.join(differing)} differ from {file.name}")
+            problems.append(Problem(_sentence(coords, row), f"{', '.join(differing)} differ from {file.name}"))
     return staged
 
 
