@@ -120,7 +120,7 @@ def info(store: PathLike) -> StoreInfo:
         features=ds.sizes.get("feature", 0),
         layers=snapshot.extraction.layers,
         tokens=(int(n_tokens.min()), int(np.median(n_tokens)), int(n_tokens.max())) if n_tokens.size else (),
-        dtypes={name: str(array.dtype) for name, array in ds.data_vars.items()},
+        dtypes={name: str(ds[name].dtype) for name in snapshot.data_arrays},
         labels=dict(sorted(Counter(labels.tolist()).items())),
         unlabelled=ds.sizes["sentence"] - len(labels),
         saes=_saes(ds, snapshot.extraction),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -55,7 +54,7 @@ class Seen:
 
 def _stamp(path: Path) -> Stamp:
     try:
-        found = os.stat(path)
+        found = path.stat()
     except OSError:  # opening it says why
         return (0, 0, 0, 0)
     return (found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)

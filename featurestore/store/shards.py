@@ -1,7 +1,8 @@
-"""Shards written chunk by chunk, so that none is ever dense in memory.
+"""Shards written and checked chunk by chunk, so that none is ever dense in memory.
 
 Zarr's own writing of a shard wants all of it at once, a hundred times what it has to hold of sparse activations. What
 is written here is what Zarr's sharding codec writes [1]_: the chunks one after the other, then their places and sizes.
+Readers go by Zarr.
 
 .. [1] https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
 """
@@ -9,7 +10,7 @@ is written here is what Zarr's sharding codec writes [1]_: the chunks one after 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,11 +41,8 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, metadata: Metadata) -> None:
-        (sharding,) = metadata["codecs"]
-        shard, chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"], sharding["configuration"]["chunk_shape"]
-        self._grid = tuple(size // step for size, step in zip(shard, chunk, strict=True))
-        self._index = np.full((math.prod(self._grid), 2), _EMPTY, "<u8")
-        self._compress = _compressor(sharding["configuration"]["codecs"][1])
+        self._form = _Form(metadata)
+        self._index = np.full((math.prod(self._form.grid), 2), _EMPTY, "<u8")
         self._size = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb")
@@ -68,22 +66,85 @@ class ShardWriter:
         values : ndarray
             Of the chunk's shape and the array's dtype, contiguous.
         """
-        compressed = self._compress(values)
+        compressed = bytes(self._form.compressor.encode(values))
         self._file.write(compressed)
         self._file.write(_checksum(compressed))
         size = len(compressed) + 4
-        self._index[np.ravel_multi_index(place, self._grid)] = self._size, size
+        self._index[np.ravel_multi_index(place, self._form.grid)] = self._size, size
         self._size += size
 
 
-def _compressor(codec: dict[str, Any]) -> Callable[[NDArray[Any]], bytes]:
-    settings = codec["configuration"]
-    if codec["name"] == "zstd":
-        encode = Zstd(settings["level"]).encode
-    else:
-        shuffle = _SHUFFLES[settings["shuffle"]]
-        encode = Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"]).encode
-    return lambda values: bytes(encode(values))
+class ShardReader:
+    """A shard, read chunk by chunk to be checked; a context manager.
+
+    Parameters
+    ----------
+    path : Path
+        Its file.
+    metadata : dict
+        Of its array.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, also from `read`.
+    """
+
+    def __init__(self, path: Path, metadata: Metadata) -> None:
+        self._form = _Form(metadata)
+        self._file = path.open("rb")
+        n_bytes = 16 * math.prod(self._form.grid)
+        self._size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(0, self._size - n_bytes - 4))
+        self._index = np.frombuffer(_intact(self._file.read(), n_bytes), "<u8").reshape(-1, 2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """How many chunks there are along each dim."""
+        return self._form.grid
+
+    def read(self, place: tuple[int, ...]) -> NDArray[Any] | None:
+        """Return the chunk at a place in the grid of the shard's chunks; None where there is none."""
+        start, size = self._index[np.ravel_multi_index(place, self._form.grid)].tolist()
+        if start == size == _EMPTY:
+            return None
+        if start + size > self._size:
+            raise ValueError("a chunk ends beyond the file")
+        self._file.seek(start)
+        compressed = _intact(self._file.read(size), size - 4)
+        chunk = np.empty(self._form.chunk, self._form.dtype)
+        self._form.compressor.decode(compressed, chunk)
+        return chunk
+
+
+class _Form:
+    """What an array's metadata say of its shards."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        (sharding,) = metadata["codecs"]
+        shard, chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"], sharding["configuration"]["chunk_shape"]
+        self.chunk, self.dtype = tuple(chunk), np.dtype(metadata["data_type"])
+        self.grid = tuple(size // step for size, step in zip(shard, chunk, strict=True))
+        _, codec, _ = sharding["configuration"]["codecs"]
+        settings = codec["configuration"]
+        if codec["name"] == "zstd":
+            self.compressor = Zstd(settings["level"])
+        else:
+            shuffle = _SHUFFLES[settings["shuffle"]]
+            self.compressor = Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"])
+
+
+def _intact(data: bytes, size: int) -> bytes:
+    """Return data without the checksum that follows them."""
+    if len(data) != size + 4 or _checksum(data[:size]) != data[size:]:
+        raise ValueError("a checksum differs")
+    return data[:size]
 
 
 def _checksum(data: bytes) -> bytes:

@@ -20,6 +20,7 @@ from featurestore.schema import ACTIVATIONS, Progress
 from featurestore.sources import sentences
 from featurestore.store.batch import Staged, count_nonfinite, stage
 from featurestore.store.layout import CHECKSUMS, ROOT, TOKEN_COORDS
+from featurestore.store.shards import ShardReader
 from featurestore.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ class _Rows:
 def _values(
     snapshot: Snapshot, name: str, part: _Rows, problems: list[Problem]
 ) -> tuple[list[tuple[int, int]] | None, list[str]]:
-    """Read a shard token by token; compare it with its sources.
+    """Read a shard chunk by chunk; compare it with its sources.
 
     Returns
     -------
@@ -247,40 +248,73 @@ def _values(
     list of str
         The files.
     """
-    array, n_tokens = snapshot.open(name), part.coords["n_tokens"]
-    rows = slice(part.rows.start, part.rows.stop)
-    counts, checksums = [0] * len(part.rows), [0] * len(part.rows)
+    longest = part.coords["n_tokens"][part.rows.start : part.rows.stop].max()
+    totals = _Totals(part, name)
     files, sound = [], True
     for file, region in snapshot.files(name, part.number):
-        if region[1].start >= n_tokens[rows].max():
+        if region[1].start >= longest:
             continue
         files.append(file)
-        if not (snapshot.path / file).is_file():  # which is reported with the files
+        try:
+            with ShardReader(snapshot.path / file, snapshot.arrays[name]) as shard:
+                for token in range(region[1].start, min(region[1].stop, longest)):
+                    totals.start(token, tuple(snapshot.arrays[name]["shape"][2:]))
+                    for place in np.ndindex(*shard.grid[2:]):
+                        chunk = shard.read((0, token - region[1].start, *place))
+                        totals.add(place, chunk, file, problems)
+        except FileNotFoundError:  # which is reported with the files
             sound = False
-            continue
-        for token in range(region[1].start, region[1].stop):
-            values = _read(array, file, (rows, token), problems)
-            if values is None:
-                sound = False
-                break
-            for i, (row, stored) in enumerate(zip(part.rows, values, strict=True)):
-                if token < n_tokens[row]:
-                    counts[i] += count_nonfinite(stored)
-                    checksums[i] = deflate.crc32(stored.reshape(-1).view(np.uint8), checksums[i])
-                    _compare(part, name, file, row, token, stored, problems)
-                elif not np.isnan(stored).all():
-                    problems.append(Problem(_sentence(part.coords, row), f"has values in {file} beyond its tokens"))
-    return (list(zip(counts, checksums, strict=True)) if sound else None), files
+        except (ValueError, RuntimeError, OSError) as error:
+            problems.append(Problem(file, f"is damaged ({error})"))
+            sound = False
+    return (totals.found() if sound else None), files
 
 
-def _compare(
-    part: _Rows, name: str, file: str, row: int, token: int, stored: NDArray[Any], problems: list[Problem]
-) -> None:
-    source = part.expected.get(row)
-    if source is None or token >= source.n_tokens or (name != ACTIVATIONS and name not in source.dense):
-        return  # a length, or an array, that differs is reported
-    if stored.tobytes() != source.token(name, token, stored.shape).tobytes():
-        problems.append(Problem(_sentence(part.coords, row), f"differs in {file} from {source.coords['source']}"))
+class _Totals:
+    """What the rows of a shard add up to, token by token and chunk by chunk."""
+
+    def __init__(self, part: _Rows, name: str) -> None:
+        self._part, self._name = part, name
+        self._n_tokens = part.coords["n_tokens"][part.rows.start : part.rows.stop].tolist()
+        self._nonfinite, self._checksums = [0] * len(part.rows), [0] * len(part.rows)
+
+    def found(self) -> list[tuple[int, int]]:
+        """Return the count of values that are not finite, and the checksum, of each row."""
+        return list(zip(self._nonfinite, self._checksums, strict=True))
+
+    def start(self, token: int, sizes: tuple[int, ...]) -> None:
+        """Go on with the next token, whose values have these sizes."""
+        self._width = sizes[-1]
+        self._present = [i for i, n in enumerate(self._n_tokens) if token < n]
+        self._absent = [i for i, n in enumerate(self._n_tokens) if token >= n]
+        self._told = {}
+        for i in self._present:
+            source = self._part.expected.get(self._part.rows[i])
+            if source and token < source.n_tokens and (self._name == ACTIVATIONS or self._name in source.dense):
+                self._told[i] = source.token(self._name, token, sizes)  # what differs in length is reported
+
+    def add(self, place: tuple[int, ...], chunk: NDArray[Any] | None, file: str, problems: list[Problem]) -> None:
+        """Count, compare and sum up a chunk; None is one that is not there."""
+        *outer, column = place
+        if chunk is None:
+            chunk = np.full((len(self._n_tokens), self._width), np.nan, np.float32)  # as it would be read
+        rows = chunk.reshape(len(chunk), -1)
+        start = column * rows.shape[1]
+        rows = rows[:, : self._width - start]
+        if not np.isnan(rows[self._absent]).all():
+            beyond = [self._where(i) for i in self._absent if not np.isnan(rows[i]).all()]
+            problems += [Problem(where, f"has values in {file} beyond its tokens") for where in beyond]
+        is_finite = bool(np.isfinite(rows[self._present]).all())
+        for i in self._present:
+            row = np.ascontiguousarray(rows[i])
+            self._checksums[i] = deflate.crc32(row.view(np.uint8), self._checksums[i])
+            self._nonfinite[i] += 0 if is_finite else count_nonfinite(row)
+            if i in self._told and row.tobytes() != self._told[i][tuple(outer)][start : start + len(row)].tobytes():
+                source = self._part.expected[self._part.rows[i]]
+                problems.append(Problem(self._where(i), f"differs in {file} from {source.coords['source']}"))
+
+    def _where(self, i: int) -> str:
+        return _sentence(self._part.coords, self._part.rows[i])
 
 
 def _token_coord(snapshot: Snapshot, name: str, part: _Rows, problems: list[Problem]) -> None:
