@@ -9,7 +9,7 @@ from featurestore.datasets.ranking import RANKINGS
 from featurestore.ranges import Numbers
 from featurestore.recipes.recipe import ALL, PROBLEMS, entry_keys
 from featurestore.schema import DATASETS, MIN_ACTIVE, NORMALIZATIONS
-from featurestore.strategies import Option, Strategy, list_strategies
+from featurestore.strategies import NUMBER, Option, Strategy, list_strategies
 
 _RANGE = r"^\s*\d{1,6}(\s*-\s*\d{1,6})?\s*(,\s*\d{1,6}(\s*-\s*\d{1,6})?\s*)*$"
 _INTEGER = {"type": "integer", "minimum": 0}
@@ -17,6 +17,7 @@ _COUNT = {"type": "integer", "minimum": 1}
 _SIMPLE: dict[Any, dict[str, Any]] = {
     int: _INTEGER,
     float: {"type": "number"},
+    NUMBER: {"type": "number", "minimum": 0},
     str: {"type": "string"},
     bool: {"type": "boolean"},
 }

@@ -222,7 +222,7 @@ class Batch:
         rows, step = target.chunks
         first = self._old - self._old % rows
         kept_tokens = np.asarray(self._committed.open("n_tokens")[first:]).tolist()
-        for start in range(0, max(*kept_tokens, *(staged.n_tokens for staged in self._sentences)), step):
+        for start in range(0, max([*kept_tokens, *(staged.n_tokens for staged in self._sentences)]), step):
             columns = slice(start, start + step)
             dtype = self.snapshot.arrays[name]["data_type"]
             whole = np.zeros((rows, step), _DTYPES.get(dtype, dtype))
@@ -240,7 +240,7 @@ class Batch:
             sentences = self._sentences[max(0, start - self._old) : max(0, start + rows - self._old)]
             kept = max(0, self._old - start)
             kept_tokens = np.asarray(self._committed.open("n_tokens")[start : self._old]).tolist() if kept else []
-            yield _Shard(number, kept, sentences, max(*kept_tokens, 0, *(staged.n_tokens for staged in sentences)))
+            yield _Shard(number, kept, sentences, max([*kept_tokens, *(staged.n_tokens for staged in sentences)]))
 
     def _write_shard(self, name: str, shard: _Shard, start: int) -> None:
         """Write the file of some tokens of a shard, token by token."""

@@ -173,6 +173,7 @@ def test_batches_and_memory_do_not_show(
 ) -> None:
     """Small shards, windows of one row, X read once or in every pass: the same dataset."""
     monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 4)
     monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", in_memory)
     monkeypatch.setattr("featurestore.datasets.dataset._WINDOW_BYTES", 1)
     sentences = write_folder(tmp_path / "in", n)

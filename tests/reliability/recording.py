@@ -57,6 +57,7 @@ def serial() -> Iterator[None]:
     settings = {"async.concurrency": 1, "threading.max_workers": 1}
     with pytest.MonkeyPatch.context() as patch, zarr.config.set(settings), dask.config.set(scheduler="synchronous"):
         patch.setattr(layout, "ROWS", 4)
+        patch.setattr(layout, "BATCH_ROWS", 4)
         patch.setattr(batch, "MAX_LANES", 1)
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(files, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))

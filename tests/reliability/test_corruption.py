@@ -42,6 +42,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _small_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layout, "ROWS", 4)
+    patch.setattr(layout, "BATCH_ROWS", 4)
     patch.setattr(layout, "COORD_ROWS", 4)
     patch.setattr(time, "sleep", lambda _: None)
 

@@ -248,6 +248,7 @@ def test_an_error_just_after_a_commit(
 ) -> None:
     """The root is replaced, and the ingest does not live to know it: what is committed stays, whole."""
     monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 4)
     for index in range(6):
         write_sentence(tmp_path / "in", index, tokens=1 + index % 3)
     expected = {index: sentence_arrays(index, tokens=1 + index % 3) for index in range(6)}
@@ -275,6 +276,7 @@ def test_an_error_just_after_a_commit(
 
 def test_any_sequence(long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 4)
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr("os.fsync", lambda _: None)  # the tests of power loss are about that
     run_state_machine_as_test(

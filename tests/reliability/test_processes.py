@@ -108,6 +108,7 @@ def base() -> Iterator[Path]:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of four sentences in this process, too."""
     monkeypatch.setattr(layout, "ROWS", ROWS)
+    monkeypatch.setattr(layout, "BATCH_ROWS", ROWS)
 
 
 # Killed
@@ -124,7 +125,7 @@ def ingest_until(link: Link, folder: Path, path: Path, last: int) -> None:
         if next(calls) == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    layout.ROWS = ROWS
+    layout.ROWS = layout.BATCH_ROWS = ROWS
     monitoring.use_tool_id(monitoring.PROFILER_ID, "kill")
     monitoring.register_callback(monitoring.PROFILER_ID, monitoring.events.CALL, count)
     monitoring.set_events(monitoring.PROFILER_ID, monitoring.events.CALL)
@@ -288,7 +289,7 @@ def source(index: int) -> dict[str, np.ndarray[Any, Any]]:
 
 def append_on(link: Link, base: Path, stop: Event, unsafe: bool) -> None:
     """Child: append sentence after sentence, each by an ingest of its own, to shards of 16."""
-    layout.ROWS = 16
+    layout.ROWS = layout.BATCH_ROWS = 16
     append = commit_first if unsafe else commit.Writer.append
     with mock.patch.object(commit.Writer, "append", append):
         for index in itertools.count():
@@ -417,7 +418,7 @@ def test_readers_catch_a_writer_that_commits_before_it_writes(base: Path) -> Non
 
 def ingest_when_told(link: Link, barrier: Barrier) -> None:
     """Child: ingest as often as it is told to, always together with the other one."""
-    layout.ROWS = ROWS
+    layout.ROWS = layout.BATCH_ROWS = ROWS
     while order := link.recv():
         folder, path, wait = order
         barrier.wait(SECONDS)
@@ -482,7 +483,7 @@ def ingest_waiting(link: Link, folder: Path, path: Path) -> None:
     def say(*_: object) -> None:
         link.send("waiting")
 
-    layout.ROWS = ROWS
+    layout.ROWS = layout.BATCH_ROWS = ROWS
     with mock.patch.object(commit.logger, "info", say):
         featurestore.ingest(folder, path, wait=True)
 

@@ -56,6 +56,7 @@ def assert_holds(path: Path, expected: list[dict[str, np.ndarray[Any, Any]]]) ->
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> int:
     """Shards of four sentences, so that batch edges are near."""
     monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 4)
     return 4
 
 
@@ -137,6 +138,7 @@ def test_shards_split_layers_and_features(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(layout, "_SHARD_BYTES", 2 * 4 * 13 * 4 + 1)
     monkeypatch.setattr(layout, "_CHUNK_BYTES", 4 * 4 * 4)
     monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 4)
     monkeypatch.setattr("featurestore.store.append.BATCH_BYTES", 1000)  # less than a sentence
     expected = write_folder(tmp_path / "in", 9, layers=range(7), features=13)
     featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
@@ -438,6 +440,7 @@ def test_attributes_are_what_netcdf_takes(folder: Path, tmp_path: Path) -> None:
 
 def test_incomplete_stores_say_so_once(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 4)
     write_folder(tmp_path / "trait", 11)
     read = sentences.read
 
