@@ -26,10 +26,10 @@ N_DATASETS = 3 * LAYERS + N_FEATURES
 def write_recipe(store: str, recipe: str, output: str) -> None:
     """Choose the features that are active most often, as dead ones would be left out."""
     from featurestore.datasets.ranking import rank
-    from featurestore.datasets.view import Source
+    from featurestore.datasets.view import StoreView
 
-    source = Source(Path(store))
-    features = rank(source.ds, "density", source.layers, N_FEATURES, source.training_rows(None), 1)
+    view = StoreView(Path(store))
+    features = rank(view.ds, "density", view.layers, N_FEATURES, view.training_rows(None), 1)
     pairs = [[target["target_layer"], target["target_feature"]] for target in features]
     datasets = [
         {"strategy": "hidden-to-concept", "layer": "all", "normalize": ["standardize", "minmax", "none"]},

@@ -27,12 +27,13 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 Language = Literal["Python", "command line", "recipe"]
 
 _language: ContextVar[Language] = ContextVar("language", default="Python")
 _LONGEST = 80
+_SOME = 5
 _REPR = reprlib.Repr(maxlevel=3, maxstring=_LONGEST - 10, maxother=_LONGEST - 10, maxlong=40)
 
 
@@ -161,3 +162,10 @@ def brief(value: object) -> str:
         return shortened(re.sub(r"\s*\n\s*", " ", _REPR.repr(value)))
     except Exception:  # a foreign __repr__ may do anything, and the longest integers have none
         return shortened(f"<{type(value).__name__}>")
+
+
+def some(items: Iterable[object], separator: str = ", ") -> str:
+    """Name the first few of some items, and say how many more there are."""
+    names = [str(item) for item in items]
+    more = f" and {len(names) - _SOME} more" if len(names) > _SOME else ""
+    return separator.join(names[:_SOME]) + more

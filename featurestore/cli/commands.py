@@ -101,23 +101,19 @@ def build(
     overwrite: bool,
     drop_nonfinite: bool,
     wait: bool,
-    **parameters: Any,
+    **options: Any,
 ) -> None:
     """Build a dataset NPZ from the final tokens of a store."""
     from featurestore.datasets import build as building
-    from featurestore.datasets.dataset import check_output
-    from featurestore.store import ingest as ingestion
 
-    split = {"test_size": test_size, "folds": folds, "seed": seed, "group_by": group_by}
-    plan = building.plan_of(strategy, parameters, normalize, drop_nonfinite, stats_from, **split)
-    if output:
-        check_output(output)
     with Progress() as progress:
-        store = ingestion.find_store(source, wait=wait, progress=progress)
-    output = output or building.default_output(store, plan)
-    dataset = building.build_plan(store, plan, output, overwrite=overwrite)
+        path, dataset = building.build_file(
+            source, strategy, options, normalize=normalize, test_size=test_size, folds=folds, seed=seed,
+            group_by=group_by, stats_from=stats_from, output=output, overwrite=overwrite,
+            drop_nonfinite=drop_nonfinite, wait=wait, progress=progress,
+        )  # fmt: skip
     n, d = dataset.data.shape
-    say(f"{output}: X {n} x {d}, y {dataset.y.dtype}, {plan.normalize}")
+    say(f"{path}: X {n} x {d}, y {dataset.y.dtype}, {dataset.normalization.method}")
 
 
 @main.command()
@@ -175,14 +171,7 @@ def datasets_command(
     from featurestore.cli import reports
     from featurestore.datasets import library
 
-    entries = [
-        entry
-        for entry in library.list_datasets(folder, stores)
-        if strategy in (None, entry.strategy)
-        and (layer is None or layer in (*entry.layers, entry.target_layer))
-        and (feature is None or feature in entry.target_features)
-        and (stale is None or entry.state == ("stale" if stale else "current"))
-    ]
+    entries = library.list_datasets(folder, stores, strategy=strategy, layer=layer, feature=feature, stale=stale)
     say(reports.datasets(entries, form))
 
 

@@ -54,14 +54,14 @@ def sweep(done: Sweep, dry_run: bool) -> str:
     lines = [f"{store}: {report}" for store, report in done.splits.items()]
     if dry_run:
         rows = [
-            (str(planned.output), planned.state, "{} x {}".format(*planned.shape), f"{planned.n_bytes / 1e6:,.1f} MB")
-            for planned in done.datasets
+            (str(job.output), job.state, "{} x {}".format(*job.shape), f"{job.n_bytes / 1e6:,.1f} MB")
+            for job in done.datasets
         ]
         lines += table([("dataset", "state", "X", "size"), *rows])
-    faults = Counter(f"{planned.store}: {planned.problem}" for planned in done.in_state("unfit"))
+    faults = Counter(f"{job.store}: {job.problem}" for job in done.in_state("unfit"))
     lines += [f"left out: {fault} ({_datasets(count)})" for fault, count in faults.items()]
     todo = done.in_state("new", "stale")
-    size = sum(planned.n_bytes for planned in todo) / 1e6
+    size = sum(job.n_bytes for job in todo) / 1e6
     built = f"{'to build' if dry_run else 'built'} {_datasets(len(todo))} ({size:,.1f} MB) in {done.output}"
     return "\n".join([*lines, f"{built}, {len(done.in_state('current'))} up to date, {faults.total()} left out"])
 

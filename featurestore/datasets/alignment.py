@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from dask.base import compute
 
-from featurestore.errors import StrategyError
+from featurestore.errors import StrategyError, some
 from featurestore.strategies import Selection
 
 if TYPE_CHECKING:
@@ -53,15 +53,15 @@ class Aligned:
         return tuple(_flat(block) for block in self.X)
 
     @cached_property
-    def target(self) -> da.Array:
-        """Return y as a dask array, (k,) or (k, targets)."""
-        target: da.Array = da.asarray(self.y.data)
-        return target
+    def y_data(self) -> da.Array:
+        """y as a dask array, (k,) or (k, targets)."""
+        data: da.Array = da.asarray(self.y.data)
+        return data
 
     def usable(self) -> Array:
         """Tell which rows a dataset can hold, (k,) bool; reads X and y, in bounded memory."""
         parts = [
-            representable(part).reshape((len(self.positions), -1)).all(axis=1) for part in (*self.columns, self.target)
+            representable(part).reshape((len(self.positions), -1)).all(axis=1) for part in (*self.columns, self.y_data)
         ]
         return np.all(compute(*parts, scheduler="threads", optimize_graph=False), axis=0)
 
@@ -99,14 +99,13 @@ def align(selection: object, sentences: Array) -> Aligned:
     positions = np.sort(places["y"])
     for name, place in places.items():
         if len(differing := np.setxor1d(place, positions)):
-            some = ", ".join(map(str, sentences[differing[:3]])) + ", ..." * (len(differing) > 3)
-            found = f"{len(differing)} are only in one of them (sentence_index {some})"
+            found = f"{len(differing)} are only in one of them (sentence_index {some(sentences[differing])})"
             raise StrategyError(f"{name} and y name different sentences: {found}; select the same for both")
     *X, y = (
         array if np.array_equal(places[name], positions) else array[np.argsort(places[name])]
         for name, array in arrays.items()
     )
-    aligned = Aligned(positions, sentences[positions], tuple(X), y, selection.densest)
+    aligned = Aligned(positions=positions, sentences=sentences[positions], X=tuple(X), y=y, densest=selection.densest)
     _check_densest(aligned)
     return aligned
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.datasets import dataset as datasets
 from featurestore.datasets import preflight
-from featurestore.datasets.assembly import Assembly
+from featurestore.datasets.assembly import assemble
+from featurestore.datasets.dataset import Dataset, check_output, load_dataset
 from featurestore.datasets.journal import Journal, statistics_file, tables
-from featurestore.datasets.plans import Plan, split_options
-from featurestore.datasets.view import Source
+from featurestore.datasets.plans import Plan, default_output, split_options
+from featurestore.datasets.raw import probe, read
+from featurestore.datasets.view import StoreView
 from featurestore.paths import PathLike
-from featurestore.schema import DATASETS, MIN_ACTIVE
+from featurestore.schema import MIN_ACTIVE, Progress
 from featurestore.store.ingest import find_store
-from featurestore.store.snapshot import store_name
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ def build(
     group_by: str | None = None,
     stats_from: PathLike | None = None,
     wait: bool = False,
-    **parameters: Any,
-) -> datasets.Dataset:
+    **options: Any,
+) -> Dataset:
     """Build one dataset from the final tokens of a store.
 
     Parameters
@@ -62,7 +62,7 @@ def build(
         A dataset of the same strategy and input, whose normalization is used instead of fitting one.
     wait : bool
         Wait while another process writes the store, instead of raising.
-    **parameters
+    **options
         The strategy's options, such as ``layers="0-2,10"``.
 
     Returns
@@ -88,49 +88,80 @@ def build(
         As `ingest`, for a folder.
     """
     plan = plan_of(
-        strategy, parameters, normalize, drop_nonfinite, stats_from,
+        strategy, options, normalize=normalize, drop_nonfinite=drop_nonfinite, stats_from=stats_from,
         test_size=test_size, folds=folds, seed=seed, group_by=group_by,
     )  # fmt: skip
-    output = None if output is None else datasets.check_output(output)
-    return build_plan(find_store(store, wait=wait), plan, output, overwrite=overwrite)
+    path = None if output is None else check_output(output)
+    return build_plan(find_store(store, wait=wait), plan, path, overwrite=overwrite)
+
+
+def build_file(
+    store: PathLike,
+    strategy: str,
+    options: Mapping[str, object],
+    *,
+    output: PathLike | None = None,
+    overwrite: bool = False,
+    wait: bool = False,
+    progress: Progress = lambda *_: None,
+    **further: Any,
+) -> tuple[Path, Dataset]:
+    """Build one dataset as `build` does, and write it in any case: without `output` where its name says what is in it.
+
+    Parameters
+    ----------
+    options : mapping
+        The strategy's options.
+    progress : callable
+        Called as ``progress(what, done, total)`` while a folder of sentence NPZs is ingested.
+    **further
+        All else as of `build`.
+
+    Returns
+    -------
+    Path, Dataset
+        The file, and what is in it.
+    """
+    plan = plan_of(strategy, options, **further)
+    path = None if output is None else check_output(output)
+    found = find_store(store, wait=wait, progress=progress)
+    path = path or default_output(found, plan)
+    return path, build_plan(found, plan, path, overwrite=overwrite)
 
 
 def plan_of(
     strategy: str,
-    parameters: Mapping[str, object],
-    normalize: str | None,
-    drop_nonfinite: bool,
-    stats_from: PathLike | None,
+    options: Mapping[str, object],
+    *,
+    normalize: str | None = None,
+    drop_nonfinite: bool = False,
+    stats_from: PathLike | None = None,
     **split: Any,
 ) -> Plan:
     """Validate the options of `build`, and load the dataset whose statistics are used."""
-    options, statistics, files = split_options(**split), None, tables(split.get("group_by"))
+    divided, statistics, files = split_options(**split), None, tables(split.get("group_by"))
     if stats_from is not None:
-        statistics = datasets.load_dataset(stats_from)
+        statistics = load_dataset(stats_from)
         files.append(statistics_file(stats_from, statistics.metadata))
-    return Plan.of(strategy, parameters, normalize, drop_nonfinite, options, statistics, files)
+    return Plan.of(
+        strategy, options, normalize=normalize, drop_nonfinite=drop_nonfinite, split=divided, stats_from=statistics,
+        files=files,
+    )  # fmt: skip
 
 
-def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite: bool = False) -> datasets.Dataset:
+def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite: bool = False) -> Dataset:
     """Build the dataset of a validated plan; otherwise as `build`."""
-    source = Source(store)
-    source.check(plan)
-    assembly = Assembly(source)
-    assembly.read([plan], output and output.parent)
-    dataset, n_constant = assembly.dataset(plan)
-    if divided := source.split(plan.split):
-        kept = np.isin(source.sentences, dataset.metadata["sentence_indices"])
-        logger.info("%s", divided.report_of(kept))
+    view = StoreView(store)
+    view.check(plan)
+    (loaded,) = read(probe(view, [plan]), output and output.parent)
+    dataset, n_constant = assemble(loaded)
+    if divided := view.split(plan.split):
+        logger.info("%s", divided.report_of(np.isin(view.sentences, dataset.metadata["sentence_indices"])))
     if n_constant:
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.data.shape[1])
-    if fault := preflight.problem(assembly, plan, MIN_ACTIVE):
+    if fault := preflight.problem(loaded, MIN_ACTIVE):
         logger.warning("%s", fault)
     if output is not None:
         dataset.save(output, overwrite=overwrite)
-        Journal().add(output, source.fingerprint(plan), plan.files)
+        Journal().add(output, view.fingerprint(plan), plan.files)
     return dataset
-
-
-def default_output(store: PathLike, plan: Plan, folder: Path = DATASETS) -> Path:
-    """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its parameters>.npz``."""
-    return folder / store_name(Path(store)) / plan.file_name

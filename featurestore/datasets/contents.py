@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.datasets.normalize import PARAMETERS, Normalization
-from featurestore.errors import NpzError, shown
+from featurestore.errors import NpzError, shown, some
 from featurestore.npz import Archive, Header
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
+
+_REMEDY = "build it again"
 
 _NUMBERS, _INTEGERS, _TEXT, _DIGEST = "real numbers", "64-bit integers", "text", "a SHA-256 as hex digits"
 _KINDS = {_NUMBERS: "biuf", _INTEGERS: "iu", _TEXT: "U", _DIGEST: "U"}
@@ -69,7 +71,7 @@ class Contents:
                 self.shape = header.shape
             self._check_form(name, header)
             if 0 in header.shape:
-                raise archive.error(name, f"has shape {header.shape}, expected rows and columns; build it again")
+                raise self._error(name, f"has shape {header.shape}, expected rows and columns")
 
     def __contains__(self, name: str) -> bool:
         return name in self._archive
@@ -79,7 +81,7 @@ class Contents:
         array = self._archive.array(name)
         self._check_form(name, array)
         if fault := self._fault(name, array):
-            raise self._archive.error(name, f"{fault}; build it again")
+            raise self._error(name, fault)
         if name == "X":
             return self._exactly(name, array, np.float32)
         return self._exactly(name, array, np.float64) if name.startswith("norm_") else array
@@ -93,24 +95,23 @@ class Contents:
         """Read the statistics."""
         parameters = {name: self.read(f"norm_{name}") for name in PARAMETERS[self.method]}
         if self.method == "standardize" and not (parameters["std"] > 0).all():
-            raise self._archive.error("norm_std", "must be above 0 throughout; build it again")
+            raise self._error("norm_std", "must be above 0 throughout")
         if self.method == "minmax" and not (parameters["max"] >= parameters["min"]).all():
-            raise self._archive.error("norm_max", "must be norm_min or more throughout; build it again")
+            raise self._error("norm_max", "must be norm_min or more throughout")
         return Normalization(self.method, parameters)
 
     def _method(self) -> str:
         """Return the method of the normalization, if the file has the arrays of a dataset."""
         archive, where = self._archive, shown(self._archive.path)
         if "norm_method" not in archive:
-            names = ", ".join(map(shown, archive.names[:10])) + ", ..." * (len(archive.names) > 10)
-            remedy = "read it with numpy.load, or build it again"
-            raise NpzError(f"{where}: is no dataset of featurestore: no norm_method among {names or 'none'}; {remedy}")
+            found = f"no norm_method among {some(map(shown, archive.names)) or 'none'}"
+            raise NpzError(f"{where}: is no dataset of featurestore: {found}; read it with numpy.load, or {_REMEDY}")
         method = str(archive.array("norm_method", max_bytes=4096))
         if method not in PARAMETERS:
-            raise NpzError(f"{where}: norm_method {method!r} is none of {', '.join(PARAMETERS)}; build it again")
+            raise NpzError(f"{where}: norm_method {method!r} is none of {', '.join(PARAMETERS)}; {_REMEDY}")
         expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS[method])]
         if missing := [name for name in expected if name not in archive]:
-            raise NpzError(f"{where}: is no dataset of featurestore: missing {', '.join(missing)}; build it again")
+            raise NpzError(f"{where}: is no dataset of featurestore: missing {', '.join(missing)}; {_REMEDY}")
         return method
 
     def _check_form(self, name: str, found: Header | NDArray[Any]) -> None:
@@ -118,7 +119,7 @@ class Contents:
         if not kind:
             return
         if found.dtype.kind not in _KINDS[kind] or (kind == _INTEGERS and not np.can_cast(found.dtype, np.int64)):
-            raise self._archive.error(name, f"must hold {kind}, found {found.dtype}; build it again")
+            raise self._error(name, f"must hold {kind}, found {found.dtype}")
         sizes = dict(zip("nd", self.shape, strict=False))
         if not any(
             len(shape) == len(found.shape)
@@ -127,7 +128,7 @@ class Contents:
         ):
             expected = " or ".join(f"({', '.join(shape)}{',' * (len(shape) == 1)})" for shape in shapes)
             expected += "" if name == "X" else f", where X is {self.shape}"
-            raise self._archive.error(name, f"has shape {found.shape}, expected {expected}; build it again")
+            raise self._error(name, f"has shape {found.shape}, expected {expected}")
 
     def _fault(self, name: str, array: NDArray[Any]) -> str:
         """Say what is wrong with the values of an array of the right form, or nothing."""
@@ -149,5 +150,9 @@ class Contents:
             same = converted is array or np.array_equal(converted.astype(array.dtype), array)
         if not same:
             found = f"{array.dtype} values that {np.dtype(dtype)} cannot hold exactly"
-            raise self._archive.error(name, f"has {found}; convert it, or build it again")
+            raise self._error(name, f"has {found}", "convert it, or ")
         return converted
+
+    def _error(self, name: str, problem: str, remedy: str = "") -> NpzError:
+        """Make the error that says what is wrong with an array, and what to do."""
+        return self._archive.error(name, f"{problem}; {remedy}{_REMEDY}")

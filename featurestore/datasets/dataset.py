@@ -16,7 +16,7 @@ import numpy as np
 
 from featurestore.datasets.contents import Contents
 from featurestore.datasets.normalize import PARAMETERS, Normalization, numbers
-from featurestore.errors import DatasetError, NonFiniteError, ParameterError
+from featurestore.errors import DatasetError, NonFiniteError, ParameterError, some
 from featurestore.files import whole_file
 from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
@@ -189,17 +189,19 @@ class Dataset:
             raise NonFiniteError("y has NaN or infinite values, which no dataset may hold; leave these sentences out")
         with whole_file(path, overwrite=overwrite) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
             with _member(archive, "X") as member:
-                np.lib.format.write_array_header_1_0(
-                    member, {"descr": "<f4", "fortran_order": False, "shape": self.data.shape}
-                )
-                for window in self._windows():
-                    if not np.isfinite(window).all():
-                        raise self._nonfinite()
-                    member.write(memoryview(window).cast("B"))
+                self._write_X(member)
             for name, array in self._small_arrays().items():
                 with _member(archive, name) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         return path
+
+    def _write_X(self, member: IO[bytes]) -> None:  # noqa: N802
+        header = {"descr": "<f4", "fortran_order": False, "shape": self.data.shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        for window in self._windows():
+            if not np.isfinite(window).all():
+                raise self._nonfinite()
+            member.write(memoryview(window).cast("B"))
 
     def _windows(self) -> Iterator[NDArray[np.float32]]:
         n, d = self.data.shape
@@ -215,7 +217,7 @@ class Dataset:
         rows = np.flatnonzero(~np.concatenate([of_rows for of_rows, _ in finite]))
         columns = np.flatnonzero(~np.all([of_columns for _, of_columns in finite], axis=0))
         n, d = self.data.shape
-        found = f"{len(rows)} of {n} rows ({_some(rows)}) and {len(columns)} of {d} columns ({_some(columns)})"
+        found = f"{len(rows)} of {n} rows ({some(rows)}) and {len(columns)} of {d} columns ({some(columns)})"
         return NonFiniteError(f"X is not finite in float32, in {found}; leave them out, or normalize otherwise")
 
     def _small_arrays(self) -> dict[str, NDArray[Any]]:
@@ -311,7 +313,3 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
     """Open a member for writing, stored and dated 1980, as `numpy.savez` does."""
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
         yield member
-
-
-def _some(numbers: NDArray[np.intp]) -> str:
-    return ", ".join(map(str, numbers[:10].tolist())) + ", ..." * (len(numbers) > 10)

@@ -14,8 +14,8 @@ import numpy as np
 
 from featurestore.datasets import dataset as datasets
 from featurestore.datasets import journal
+from featurestore.datasets.fingerprints import fingerprint, sentences_digest
 from featurestore.datasets.journal import File, located
-from featurestore.datasets.plans import fingerprint, sentences_digest
 from featurestore.errors import DatasetError, FeatureStoreError, NpzError, StoreError, shown
 from featurestore.paths import PathLike, as_path
 from featurestore.schema import STORES
@@ -85,7 +85,15 @@ class DatasetEntry:
     reason: str = ""
 
 
-def list_datasets(folder: PathLike, stores: PathLike = STORES) -> list[DatasetEntry]:
+def list_datasets(
+    folder: PathLike,
+    stores: PathLike = STORES,
+    *,
+    strategy: str | None = None,
+    layer: int | None = None,
+    feature: int | None = None,
+    stale: bool | None = None,
+) -> list[DatasetEntry]:
     """List the datasets below a folder, by what their files say; X and y are not read.
 
     Parameters
@@ -94,6 +102,14 @@ def list_datasets(folder: PathLike, stores: PathLike = STORES) -> list[DatasetEn
         Searched with all its folders. Other NPZ files are left out, with one warning.
     stores : str or PathLike
         Folder of the stores, with which datasets are compared.
+    strategy : str, optional
+        Only those of this strategy.
+    layer : int, optional
+        Only those with this layer, in X or y.
+    feature : int, optional
+        Only those with this SAE feature as y.
+    stale : bool, optional
+        Only those that are stale, or with false only those that are current.
 
     Returns
     -------
@@ -110,17 +126,27 @@ def list_datasets(folder: PathLike, stores: PathLike = STORES) -> list[DatasetEn
         raise DatasetError(f"{folder}: expected a folder of datasets, found none; build some first")
     if not stores.is_dir():
         logger.warning("%s: no such folder of stores, so no dataset can be compared with its store", stores)
-    present = _Present(stores)
+    return [
+        entry
+        for entry in _all_entries(folder, _Present(stores))
+        if strategy in (None, entry.strategy)
+        and (layer is None or layer in (*entry.layers, entry.target_layer))
+        and (feature is None or feature in entry.target_features)
+        and (stale is None or entry.state == ("stale" if stale else "current"))
+    ]
+
+
+def _all_entries(folder: Path, present: _Present) -> list[DatasetEntry]:
+    """List all datasets below a folder, each compared with what it is made of, other datasets too."""
     entries: list[DatasetEntry] = []
     statistics: list[str] = []
     foreign = []
     for path in sorted(path for path in folder.rglob("*.npz") if path.is_file()):
         try:
             recorded = datasets.read_metadata(path, _NAMES)
-            parameters = _parameters(recorded)
-            state = present.compared(path, recorded)
-            entries.append(_entry(str(path.relative_to(folder)), recorded, parameters, *state))
-            statistics.append(str(parameters.get("stats_from", "")))
+            plan = _plan(recorded)
+            entries.append(_entry(str(path.relative_to(folder)), recorded, plan, *present.compared(path, recorded)))
+            statistics.append(str(plan.get("stats_from", "")))
         except (FeatureStoreError, OSError, ValueError, TypeError, RecursionError) as error:
             foreign.append(f"{shown(path)} ({shown(error)})")
     if foreign:
@@ -154,8 +180,8 @@ class _Present:
             reasons.insert(0, "the store has other sentences")
         if not made_of or (sentences is None and not reasons):
             return "unknown", "no such store" if made_of else "no fingerprint"
-        parameters, groups, version = (_text(recorded, key) for key in ("parameters", "groups_digest", "split_version"))
-        expected = fingerprint(parameters, sentences or "", groups, now, version)
+        plan, groups, version = (_text(recorded, key) for key in ("parameters", "groups_digest", "split_version"))
+        expected = fingerprint(plan, sentences or "", groups, now, version)
         if not reasons and expected != made_of:
             reasons = ["the fingerprint is another"]
         if not reasons and code and name not in self._strategies:
@@ -222,37 +248,36 @@ def _fingerprint(dataset: Path) -> str:
         return ""
 
 
-def _entry(
-    file: str, recorded: Mapping[str, Any], parameters: Mapping[str, Any], state: str, reason: str
-) -> DatasetEntry:
+def _entry(file: str, recorded: Mapping[str, Any], plan: Mapping[str, Any], state: str, reason: str) -> DatasetEntry:
     rows, columns = recorded["shape"].tolist()
-    layer, *_ = (*_integers(recorded, "target_layer"), None)
+    target_layer, *_ = (*_integers(recorded, "target_layer"), None)
     return DatasetEntry(
-        file,
-        _text(recorded, "store"),
-        _text(recorded, "strategy"),
-        str(recorded["normalize"]),
-        _integers(recorded, "input_layers"),
-        layer,
-        _integers(recorded, "target_feature"),
-        rows,
-        columns,
-        parameters.get("split", {}),
-        state,
-        _text(recorded, "fingerprint"),
-        reason,
+        file=file,
+        store=_text(recorded, "store"),
+        strategy=_text(recorded, "strategy"),
+        normalize=str(recorded["normalize"]),
+        layers=_integers(recorded, "input_layers"),
+        target_layer=target_layer,
+        target_features=_integers(recorded, "target_feature"),
+        rows=rows,
+        columns=columns,
+        split=plan.get("split", {}),
+        state=state,
+        fingerprint=_text(recorded, "fingerprint"),
+        reason=reason,
     )
 
 
-def _parameters(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = json.loads(_text(recorded, "parameters", "{}"))
-    if not isinstance(parameters, dict) or not isinstance(split := parameters.get("split", {}), dict):
+def _plan(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a dataset was to be, as `Plan.json` says it."""
+    plan = json.loads(_text(recorded, "parameters", "{}"))
+    if not isinstance(plan, dict) or not isinstance(split := plan.get("split", {}), dict):
         raise ValueError("meta_parameters: expected options by name")
     if split.keys() - {field.name for field in fields(SplitOptions)}:
         raise ValueError("meta_parameters: expected options of a split")
     if split:
         SplitOptions(**split)
-    return parameters
+    return plan
 
 
 def _text(recorded: Mapping[str, Any], name: str, default: str = "") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ from featurestore.errors import ParameterError, brief
 from featurestore.schema import NORMALIZATIONS
 
 if TYPE_CHECKING:
+    import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
 PARAMETERS = dict(zip(NORMALIZATIONS, (("mean", "std"), ("min", "max"), ()), strict=True))
@@ -148,25 +149,37 @@ def check_method(method: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
-    """What every method needs to know of d columns of finite values, (d,) float64 each; `std` has ddof 0."""
+class Extremes:
+    """The smallest and the largest value of d columns of finite values, (d,) float64 each."""
 
     min: NDArray[np.float64]
     max: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
 
     @property
     def constant(self) -> NDArray[np.bool_]:
         """Which columns count as constant, (d,)."""
         return np.equal(_span(self.min, self.max), 0)
 
-    def parts(self, widths: Sequence[int]) -> list[Statistics]:
+    def parts(self, widths: Sequence[int]) -> list[Self]:
         """Return those of consecutive blocks of columns."""
         ends = np.cumsum(widths).tolist()
         slices = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
-        arrays = self.min, self.max, self.mean, self.std
-        return [Statistics(*(array[part] for array in arrays)) for part in slices]
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [replace(self, **{name: array[part] for name, array in arrays.items()}) for part in slices]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics(Extremes):
+    """What every method needs to know of the columns; `std` has ddof 0."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+
+def measure_extremes(columns: Sequence[ArrayLike]) -> list[Extremes]:
+    """Compute the extremes of several arrays at once, as `measure` does all statistics."""
+    wanted = [(array.min(axis=0), array.max(axis=0)) for array in _lazy(columns)]
+    return [Extremes(*found) for found in _compute(wanted)]
 
 
 def measure(columns: Sequence[ArrayLike]) -> list[Statistics]:
@@ -184,14 +197,21 @@ def measure(columns: Sequence[ArrayLike]) -> list[Statistics]:
         constant column has its value as mean and 1 as std, so that it comes out as exactly 0 (or as next to nothing,
         where it varies by less than 1.2e-38).
     """
+    wanted = [(array.min(axis=0), array.max(axis=0), array.mean(axis=0), array.std(axis=0)) for array in _lazy(columns)]
+    return [_statistics(*found) for found in _compute(wanted)]
+
+
+def _lazy(columns: Sequence[ArrayLike]) -> list[da.Array]:
     import dask.array as da
+
+    return [da.from_array(array, chunks=(_ROWS, -1), name=False).astype(np.float64) for array in columns]
+
+
+def _compute(wanted: Sequence[tuple[da.Array, ...]]) -> tuple[tuple[NDArray[np.float64], ...], ...]:
     from dask.base import compute
 
-    wanted = []
-    for array in columns:
-        values = da.from_array(array, chunks=(_ROWS, -1), name=False).astype(np.float64)
-        wanted.append((values.min(axis=0), values.max(axis=0), values.mean(axis=0), values.std(axis=0)))
-    return [_statistics(*computed) for computed in compute(*wanted, scheduler="threads")]
+    found: tuple[tuple[NDArray[np.float64], ...], ...] = compute(*wanted, scheduler="threads")
+    return found
 
 
 def _statistics(*computed: NDArray[np.float64]) -> Statistics:

@@ -1,4 +1,4 @@
-"""What one dataset is to be, before anything is read: its parameters, its name, its fingerprint."""
+"""What one dataset is to be, before anything is read: its options, and its name."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.datasets.normalize import check_method
 from featurestore.errors import DatasetError, ParameterError, brief, spelled
+from featurestore.paths import PathLike
 from featurestore.ranges import format_numbers
-from featurestore.schema import NORMALIZATIONS, SCHEMA_VERSION
+from featurestore.schema import DATASETS, NORMALIZATIONS
 from featurestore.splits.split import SplitOptions
+from featurestore.store.snapshot import store_name
 from featurestore.strategies import get_strategy
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from featurestore.datasets.dataset import Dataset
     from featurestore.datasets.journal import File
     from featurestore.strategies import Strategy
@@ -31,7 +31,7 @@ _TRACES = ["strategy", "fingerprint", "store_digest", "sentence_indices", "input
 """Metadata without which the statistics of a dataset cannot be used for another."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
     """Everything that a dataset's content depends on, apart from the sentences.
 
@@ -50,7 +50,7 @@ class Plan:
     stats_from : Dataset or None
         The dataset whose normalization is used, instead of one that is fitted.
     files : tuple of File
-        Where some of this came from; no part of `parameters`.
+        Where some of this came from; no part of `json`.
     """
 
     strategy: Strategy
@@ -65,14 +65,15 @@ class Plan:
     def of(
         cls,
         strategy: str,
-        parameters: Mapping[str, object],
+        options: Mapping[str, object],
+        *,
         normalize: str | None = None,
         drop_nonfinite: bool = False,
         split: SplitOptions | None = None,
         stats_from: Dataset | None = None,
         files: Iterable[File] = (),
     ) -> Self:
-        """Validate what a user asks for.
+        """Validate what a user asks for; `options` are those of the strategy.
 
         Raises
         ------
@@ -89,11 +90,18 @@ class Plan:
         if stats_from is not None:
             _check_statistics(stats_from, strategy, normalize)
             normalize = stats_from.normalization.method
-        method = normalize or NORMALIZATIONS[0]
-        return cls(chosen, chosen.parameters(parameters), method, drop_nonfinite, split, stats_from, tuple(files))
+        return cls(
+            strategy=chosen,
+            arguments=chosen.arguments(options),
+            normalize=normalize or NORMALIZATIONS[0],
+            drop_nonfinite=drop_nonfinite,
+            split=split,
+            stats_from=stats_from,
+            files=tuple(files),
+        )
 
     @cached_property
-    def parameters(self) -> str:
+    def json(self) -> str:
         """All of it as JSON, the same for the same plan on every machine: no paths, no times."""
         given: dict[str, Any] = {
             "strategy": self.strategy.name,
@@ -110,7 +118,7 @@ class Plan:
 
     @property
     def file_name(self) -> str:
-        """A name that says what is inside: strategy, parameters, normalization, and what else differs from usual."""
+        """A name that says what is inside: strategy, options, normalization, and what else differs from usual."""
         words = [self.strategy.name]
         for name, value in self.arguments.items():
             words.append(f"{_dashed(name)}-{format_numbers(value) if isinstance(value, tuple) else value}")
@@ -123,7 +131,7 @@ class Plan:
         full = "_".join(words)
         name = re.sub(r"[^A-Za-z0-9_.,+-]", "-", full)[:_LONGEST_NAME]  # file systems hold 255 bytes
         if name != full:
-            name += f"..._{hashlib.sha256(self.parameters.encode()).hexdigest()[:12]}"
+            name += f"..._{hashlib.sha256(self.json.encode()).hexdigest()[:12]}"
         return f"{name}.npz"
 
     @property
@@ -152,34 +160,12 @@ def split_options(
     """
     if all(value is None for value in (test_size, folds, seed, group_by)):
         return None
-    return SplitOptions(test_size, folds, 0 if seed is None else seed, group_by)
+    return SplitOptions(test_size=test_size, folds=folds, seed=0 if seed is None else seed, group_by=group_by)
 
 
-def fingerprint(parameters: str, store_digest: str, groups_digest: str, code: str = "", split_version: str = "") -> str:
-    """Identify a dataset by what it is made of, as hex digits of a SHA-256.
-
-    Parameters
-    ----------
-    parameters : str
-        `Plan.parameters`.
-    store_digest : str
-        `sentences_digest` of all sentences of the store.
-    groups_digest : str
-        Of the groups of ``group_by``, or nothing.
-    code : str
-        `Strategy.code`: nothing for built-in strategies whose values have never changed.
-    split_version : str
-        `Split.version`: nothing where sides have never changed, or without a split.
-    """
-    further = [text for text in (code, split_version and f"split {split_version}") if text]
-    content = json.dumps([SCHEMA_VERSION, parameters, store_digest, groups_digest, *further])
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def sentences_digest(indices: NDArray[np.int64], digests: NDArray[Any]) -> str:
-    """Identify sentences by their sentence_index and content digest, in any order; hex digits of a SHA-256."""
-    content = sorted(zip(indices.tolist(), digests.tolist(), strict=True))
-    return hashlib.sha256(repr(content).encode()).hexdigest()
+def default_output(store: PathLike, plan: Plan, folder: Path = DATASETS) -> Path:
+    """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its options>.npz``."""
+    return folder / store_name(Path(store)) / plan.file_name
 
 
 def _dashed(name: str) -> str:

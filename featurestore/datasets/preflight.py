@@ -12,49 +12,49 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-    from featurestore.datasets.assembly import Assembly
-    from featurestore.datasets.plans import Plan
+    from featurestore.datasets.raw import Probed
     from featurestore.splits.split import Split
 
 
-def obstacle(assembly: Assembly, plan: Plan) -> str:
-    """Say why a dataset cannot be built at all, or nothing; arguments as of `problem`."""
-    finite, source = assembly.finite(plan), assembly.source
+def obstacle(probed: Probed) -> str:
+    """Say why a dataset cannot be built at all, or nothing."""
+    finite = probed.finite
     n_bad = int(np.count_nonzero(~finite))
-    if n_bad and not plan.drop_nonfinite:
+    if n_bad and not probed.plan.drop_nonfinite:
         return f"{n_bad} of {len(finite)} sentences have NaN or infinite values; drop_nonfinite: true leaves them out"
     if n_bad == len(finite):
         return "no sentence has finite values throughout"
-    if not np.any(finite & source.training_rows(plan.split)[source.select(plan).positions]):
+    if not np.any(finite & probed.training):
         return "no training sentence has finite values throughout"
     return ""
 
 
-def problem(assembly: Assembly, plan: Plan, min_active: int) -> str:
+def problem(probed: Probed, min_active: int) -> str:
     """Say why a dataset is unfit, or nothing.
 
     Parameters
     ----------
-    assembly : Assembly
-        Of which the plan has been probed, or read.
-    plan : Plan
-        The dataset.
+    probed : Probed
+        The dataset, as far as it has been read.
     min_active : int
         A target feature that is active in fewer training sentences is nearly dead.
     """
-    if found := obstacle(assembly, plan):
+    if found := obstacle(probed):
         return found
-    finite, source = assembly.finite(plan), assembly.source
-    selected, target, divided = source.select(plan), assembly.target(plan), source.split(plan.split)
-    y = selected.y
+    y, finite = probed.selected.y, probed.finite
     if y.name == "label" and y.ndim == 1:
-        if fault := _constant(target[finite], "sentences"):
-            return f"y is {fault}"
-        return _missing_labels(target[finite], divided, selected.positions[finite]) if divided else ""
-    training = target[finite & source.training_rows(plan.split)[selected.positions]]
+        return _unfit_labels(probed, finite)
+    training = probed.y[finite & probed.training]
     columns = training.reshape(len(training), -1).T
     faults = (_inactive(column, min_active) if y.name == ACTIVATIONS else _constant(column) for column in columns)
     return "; ".join(f"{_name(y, i)} is {fault}" for i, fault in enumerate(faults) if fault)
+
+
+def _unfit_labels(probed: Probed, finite: NDArray[np.bool_]) -> str:
+    labels, divided = probed.y[finite], probed.view.split(probed.plan.split)
+    if fault := _constant(labels, "sentences"):
+        return f"y is {fault}"
+    return _missing_labels(labels, divided, probed.selected.positions[finite]) if divided else ""
 
 
 def _constant(column: NDArray[Any], rows: str = "training sentences") -> str:

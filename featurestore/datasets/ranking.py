@@ -100,28 +100,8 @@ def rank(
     SelectionError
         If a layer is not in the store, there are fewer features, no sentence counts, or but one label is to tell apart.
     """
-    import dask.array as da
-    from dask.base import compute
-
     positions = [position for layer in layers for position in sae_positions(ds, layer)]
-    rows = rows & (ds["n_nonfinite"].values == 0)
-    labels = ds["label"].values.astype(np.float64)
-    if not rows.any():
-        raise SelectionError("has no training sentence with finite values, so no feature can be ranked")
-    if by == "label" and len(np.unique(labels[rows])) < 2:
-        raise SelectionError("has but one label in the training sentences, so no feature can be ranked by it")
-    labels = np.where(rows, labels - labels[rows].mean(), np.nan)[:, None]
-    moments = compute(
-        *(
-            da.reduction(
-                final(ds[ACTIVATIONS], layer=position).data,
-                chunk=_moments, combine=_merged, aggregate=_merged, axis=0, keepdims=True, output_size=_N_MOMENTS,
-                dtype=np.float64, weights=labels,
-            )
-            for position in positions
-        ),
-        scheduler="threads",
-    )  # fmt: skip
+    moments = _moments_of(ds, positions, _centred_labels(ds, by, rows))
     scores = np.stack([RANKINGS[by](values) for values in moments])
     scores[np.stack([values[1] for values in moments]) < min_active] = np.nan
     # Rounded, so that equal ones are in the order of layer and feature on every machine.
@@ -129,14 +109,46 @@ def rank(
     if len(order) < top:
         found = f"only {len(order)} features are active in {min_active} sentences or more, and not constant"
         raise SelectionError(f"expected {top} features to rank, {found}; ask for fewer")
-    return [
-        {
-            "target_layer": int(ds["layer"].values[positions[i]]),
-            "target_feature": int(feature),
-            "average_l0": int(ds["average_l0"].values[positions[i]]),
-        }
-        for i, feature in zip(*np.unravel_index(order[:top], scores.shape), strict=True)
-    ]
+    best = zip(*np.unravel_index(order[:top], scores.shape), strict=True)
+    return [_target(ds, positions[i], int(feature)) for i, feature in best]
+
+
+def _centred_labels(ds: xr.Dataset, by: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the label of each sentence about their mean, (sentence, 1); NaN for one that does not count."""
+    counted = rows & (ds["n_nonfinite"].values == 0)
+    labels = ds["label"].values.astype(np.float64)
+    if not counted.any():
+        raise SelectionError("has no training sentence with finite values, so no feature can be ranked")
+    if by == "label" and len(np.unique(labels[counted])) < 2:
+        raise SelectionError("has but one label in the training sentences, so no feature can be ranked by it")
+    return np.where(counted, labels - labels[counted].mean(), np.nan)[:, None]
+
+
+def _moments_of(
+    ds: xr.Dataset, positions: Sequence[int], labels: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], ...]:
+    """Read the activations of some SAEs at the final token, and describe each as `_moments` does."""
+    import dask.array as da
+    from dask.base import compute
+
+    reduced = (
+        da.reduction(
+            final(ds[ACTIVATIONS], layer=position).data,
+            chunk=_moments, combine=_merged, aggregate=_merged, axis=0, keepdims=True, output_size=_N_MOMENTS,
+            dtype=np.float64, weights=labels,
+        )
+        for position in positions
+    )  # fmt: skip
+    found: tuple[NDArray[np.float64], ...] = compute(*reduced, scheduler="threads")
+    return found
+
+
+def _target(ds: xr.Dataset, position: int, feature: int) -> Target:
+    return {
+        "target_layer": int(ds["layer"].values[position]),
+        "target_feature": feature,
+        "average_l0": int(ds["average_l0"].values[position]),
+    }
 
 
 def _moments(activations: NDArray[Any], labels: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:

@@ -11,14 +11,15 @@ import dask.array as da
 import numpy as np
 
 from featurestore.datasets.alignment import Aligned, align
-from featurestore.datasets.plans import Plan, fingerprint, sentences_digest
+from featurestore.datasets.fingerprints import fingerprint, sentences_digest
+from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
 from featurestore.errors import DatasetError, SelectionError, StrategyError, spelled
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS
 from featurestore.splits import split as splits
 from featurestore.store.reading import open_for_building
 from featurestore.store.snapshot import store_name
-from featurestore.strategies import check_feature, sae_position, sae_positions
+from featurestore.strategies import Option, Selection, check_feature, sae_position, sae_positions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Source:
+class StoreView:
     """An open store.
 
     Parameters
@@ -98,22 +99,27 @@ class Source:
         """
         key = f"{plan.strategy.name} {sorted(plan.arguments.items())}"
         if key not in self._selections:
-            try:
-                for name, value in plan.arguments.items():
-                    self.check_option(name, value)
-                selection = plan.strategy.select(self.ds.copy(), **plan.arguments)
-            except SelectionError as error:
-                raise SelectionError(f"{self.path}: {error}") from None
-            except SystemExit as stop:
-                raise StrategyError(f"{plan.strategy.name}: ends in sys.exit({stop.code!r}); raise an error") from None
-            except Exception as error:
-                error.add_note(f"in the strategy {plan.strategy.name}")
-                raise
+            selection = self._selection(plan)
             try:
                 self._selections[key] = align(selection, self.sentences)
             except StrategyError as error:
                 raise StrategyError(f"{plan.strategy.name}: {error}") from None
         return self._selections[key]
+
+    def _selection(self, plan: Plan) -> Selection:
+        """Call the strategy, whose own errors are told from ours."""
+        try:
+            for option in plan.strategy.options:
+                if option.name in plan.arguments:
+                    self.check_option(option, plan.arguments[option.name])
+            return plan.strategy.select(self.ds.copy(), **plan.arguments)
+        except SelectionError as error:
+            raise SelectionError(f"{self.path}: {error}") from None
+        except SystemExit as stop:
+            raise StrategyError(f"{plan.strategy.name}: ends in sys.exit({stop.code!r}); raise an error") from None
+        except Exception as error:
+            error.add_note(f"in the strategy {plan.strategy.name}")
+            raise
 
     def check(self, plan: Plan) -> None:
         """Check a plan against the store, without reading what is to be built.
@@ -126,16 +132,30 @@ class Source:
             If the statistics of another dataset are of another input.
         """
         self.select(plan)
-        if plan.stats_from is None:
-            return
+        if plan.stats_from is not None:
+            self._check_same_input(plan, plan.stats_from)
+            self._warn_of_test_rows(plan.stats_from, plan.split)
+
+    def _check_same_input(self, plan: Plan, other: Dataset) -> None:
         for name, ours in self.inputs(plan).items():
-            theirs = np.asarray(plan.stats_from.metadata.get(name))
+            theirs = np.asarray(other.metadata.get(name))
             if name == "input_features" and self.select(plan).densest is not None:
                 ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
             if not np.array_equal(theirs, ours):
                 found = f"its X has {name} {theirs}, this one has {ours}"
                 raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
-        self._warn_of_test_rows(plan.stats_from, plan.split)
+
+    def _warn_of_test_rows(self, other: Dataset, options: SplitOptions | None) -> None:
+        divided = self.split(options)
+        if divided is None or other.metadata["store_digest"] != self.digest:
+            return
+        theirs = other.metadata["sentence_indices"]
+        theirs = theirs[other.metadata.get("split", np.full(len(theirs), "train")) == "train"]
+        test = self.sentences[~divided.train]
+        found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
+        if np.isin(test, theirs).any() and found not in self._warned:
+            self._warned.add(found)
+            logger.warning("%s: %s", spelled("stats_from"), found)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -146,21 +166,14 @@ class Source:
         """Return the average L0 of each SAE of a layer."""
         return [int(self.ds["average_l0"].values[position]) for position in sae_positions(self.ds, layer)]
 
-    def check_option(self, name: str, value: Any) -> None:
-        """Check a value of an option that names layers or features by its usual ending.
-
-        Raises
-        ------
-        SelectionError
-            If the store lacks it.
-        """
-        numbers = [number for number in np.ravel(value).tolist() if type(number) is int]
-        if name.endswith(("layer", "layers")):
-            for number in numbers:
-                sae_positions(self.ds, number)
-        elif name.endswith(("feature", "features")):
-            for number in numbers:
-                check_feature(self.ds, number)
+    def check_option(self, option: Option, value: Any) -> None:
+        """Check the layers or features that an option names; raises SelectionError if the store lacks one."""
+        if option.names_layers:
+            for layer in np.ravel(value).tolist():
+                sae_positions(self.ds, layer)
+        elif option.names_features:
+            for feature in np.ravel(value).tolist():
+                check_feature(self.ds, feature)
 
     def check_target(self, target_layer: int, target_feature: int, average_l0: int | None = None) -> None:
         """Check a feature; raises SelectionError if the store lacks it, or the layer has several SAEs."""
@@ -206,9 +219,14 @@ class Source:
 
     def fingerprint(self, plan: Plan) -> str:
         """Identify the dataset that a plan makes of this store."""
+        return fingerprint(
+            plan.json, self.digest, self.groups_digest(plan), plan.strategy.code, self.split_version(plan)
+        )
+
+    def split_version(self, plan: Plan) -> str:
+        """Return the version of the sides that a plan gives the sentences; nothing where they have never changed."""
         divided = self.split(plan.split)
-        version = divided.version if divided else ""
-        return fingerprint(plan.parameters, self.digest, self.groups_digest(plan), plan.strategy.code, version)
+        return divided.version if divided else ""
 
     def groups_digest(self, plan: Plan) -> str:
         """Identify the groups of the sentences that a plan keeps together; nothing without ``group_by``."""
@@ -226,21 +244,13 @@ class Source:
         selected = self.select(plan)
         return len(selected.positions), selected.width
 
-    def _warn_of_test_rows(self, other: Dataset, options: SplitOptions | None) -> None:
-        divided = self.split(options)
-        if divided is None or other.metadata["store_digest"] != self.digest:
-            return
-        theirs = other.metadata["sentence_indices"]
-        theirs = theirs[other.metadata.get("split", np.full(len(theirs), "train")) == "train"]
-        test = self.sentences[~divided.train]
-        found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
-        if np.isin(test, theirs).any() and found not in self._warned:
-            self._warned.add(found)
-            logger.warning("%s: %s", spelled("stats_from"), found)
-
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
         """Return the blocks of X of some plans by name, what they share once."""
         return {block.name: block for plan in plans for block in self.select(plan).columns}
+
+    def n_bytes(self, plans: Iterable[Plan]) -> int:
+        """Size of the raw X of some plans, what they share counted once."""
+        return sum(int(block.nbytes) for block in self.blocks(plans).values())
 
     def inputs(self, plan: Plan) -> dict[str, Any]:
         """Say what X is, as far as it is known without reading it."""

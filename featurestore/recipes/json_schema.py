@@ -7,7 +7,9 @@ from typing import Any
 
 from featurestore.datasets.ranking import RANKINGS
 from featurestore.ranges import Numbers
-from featurestore.recipes.recipe import ALL, PROBLEMS, entry_keys
+from featurestore.recipes.entry import entry_keys
+from featurestore.recipes.recipe import PROBLEMS
+from featurestore.recipes.targets import ALL
 from featurestore.schema import DATASETS, MIN_ACTIVE, NORMALIZATIONS
 from featurestore.strategies import NUMBER, Option, Strategy, list_strategies
 

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from featurestore.errors import FeatureStoreError, RecipeError, brief, shortened, shown
+from featurestore.paths import as_path
 
 _MAX_DEPTH = 8
 _MAX_VALUES = 200_000
@@ -82,6 +83,11 @@ class Node:
         if not isinstance(self.value, str) or not self.value.isprintable():
             raise self.error(f"expected text, found {brief(self.plain())}")
         return self.value
+
+    def path(self) -> Path:
+        """Return a path."""
+        with self.located():
+            return as_path(self.text())
 
     def count(self) -> int:
         """Return an integer of at least 1."""

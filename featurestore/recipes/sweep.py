@@ -6,21 +6,22 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featurestore.datasets import dataset as datasets
 from featurestore.datasets import preflight
-from featurestore.datasets.assembly import Assembly
-from featurestore.datasets.build import default_output
+from featurestore.datasets.assembly import assemble
+from featurestore.datasets.dataset import Dataset
 from featurestore.datasets.journal import Journal
-from featurestore.datasets.plans import Plan
-from featurestore.datasets.view import Source
-from featurestore.errors import DatasetError, NonFiniteError, NpzError, RecipeError, shown, speaking, spelled
+from featurestore.datasets.raw import Probed, probe, read
+from featurestore.datasets.view import StoreView
+from featurestore.errors import NonFiniteError, RecipeError, speaking
+from featurestore.recipes.jobs import Job, check_outputs, jobs_of
 from featurestore.recipes.recipe import Recipe, load_recipe
 from featurestore.schema import Progress
 from featurestore.store.ingest import find_store, store_path
@@ -30,51 +31,14 @@ logger = logging.getLogger(__name__)
 
 _WORKERS = min(4, os.cpu_count() or 1)
 
-_CHANGING = ("store_digest", "strategy_code", "groups_digest", "split_version")
-"""What a dataset records of its sentences, strategy, groups and split: one that differs has an earlier state."""
 
-
-@dataclass(frozen=True, eq=False)
-class Planned:
-    """One dataset of a sweep.
-
-    Attributes
-    ----------
-    store : str
-        Name of its store.
-    plan : Plan
-        What it is.
-    output : Path
-        Its file.
-    shape : tuple of int
-        Of X, before any sentence is dropped.
-    state : str
-        ``"new"``, ``"stale"`` (there, of other sentences, groups or code), ``"current"`` (there, up to date), or
-        ``"unfit"``.
-    problem : str
-        Why it is unfit, or would be if the recipe did not keep it.
-    """
-
-    store: str
-    plan: Plan
-    output: Path
-    shape: tuple[int, int]
-    state: str
-    problem: str = ""
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of X in its file."""
-        return 4 * self.shape[0] * self.shape[1]
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Sweep:
     """What a sweep has done, or with a dry run would do.
 
     Attributes
     ----------
-    datasets : tuple of Planned
+    datasets : tuple of Job
         In the order of the recipe, with the state that they had before.
     splits : mapping of str to str
         The leakage report of each store of which not all is up to date, if there is a split.
@@ -82,13 +46,13 @@ class Sweep:
         Where the datasets are, in a folder for each store.
     """
 
-    datasets: tuple[Planned, ...]
+    datasets: tuple[Job, ...]
     splits: Mapping[str, str]
     output: Path
 
-    def in_state(self, *states: str) -> list[Planned]:
+    def in_state(self, *states: str) -> list[Job]:
         """Return the datasets that were in one of some states."""
-        return [planned for planned in self.datasets if planned.state in states]
+        return [job for job in self.datasets if job.state in states]
 
 
 def sweep(
@@ -103,7 +67,7 @@ def sweep(
 
     The recipe is checked whole, and every target and label looked at, before anything is written. Each piece of a store
     is read once, statistics are computed once for all datasets that share them, and memory is bounded: what exceeds
-    `IN_MEMORY_BYTES` of `featurestore.datasets.assembly` waits in a nameless file in the output folder. A dataset whose
+    `IN_MEMORY_BYTES` of `featurestore.datasets.raw` waits in a nameless file in the output folder. A dataset whose
     fingerprint is that of the file that is there is skipped, so an interrupted sweep goes on where it stopped; one of
     other sentences is built again.
 
@@ -132,172 +96,155 @@ def sweep(
     DatasetError
         If an output exists that is not an earlier state of the same dataset, and `force` is false.
     """
-    study = load_recipe(recipe)
-    journal = Journal()
-    assemblies = [Assembly(source) for source in _sources(study, dry_run, wait, progress)]
-    planned = [(assembly, item) for assembly in assemblies for item in _plan(study, assembly.source, force, journal)]
-    _check_outputs([item for _, item in planned])
-    pending = [(assembly, item) for assembly, item in planned if item.state != "current"]
-    for assembly in assemblies:
-        if assembly.source.readable:
-            assembly.probe(item.plan for owner, item in pending if owner is assembly)
-    result = Sweep(
-        tuple(_judged(item, assembly, study) for assembly, item in planned),
-        {
-            source.name: divided.report
-            for source in dict.fromkeys(assembly.source for assembly, _ in pending)
-            if (divided := source.split(study.split))
-        },
-        study.output,
-    )
-    _check_fitness(result.datasets, study.problems)
+    study, journal = load_recipe(recipe), Journal()
+    views = _opened(study, dry_run, wait, progress)
+    shares = [(view, list(jobs_of(study, view, journal, force=force))) for view in views]
+    check_outputs([job for _, jobs in shares for job in jobs])
+    probed = [pair for view, jobs in shares for pair in _probed(view, jobs)]
+    judged = [(_judged(job, one, study), one) for job, one in probed]
+    done = Sweep(datasets=tuple(job for job, _ in judged), splits=_reports(study, shares), output=study.output)
+    _check_fitness(done.datasets, study.problems)
     if dry_run:
-        return _warned(result)
-    todo = result.in_state("new", "stale")
-    shares = [(assembly, [item for item in todo if item.store == assembly.source.name]) for assembly in assemblies]
-    to_read = sum(assembly.n_bytes(item.plan for item in share) for assembly, share in shares)
-    meter = _Meter(progress, to_read + sum(item.n_bytes for item in todo))
-    late: dict[Path, Planned] = {}
-    for assembly, item in planned:
-        if item.state == "current":  # though perhaps by another ranking now, which begins with the same features
-            journal.add(item.output, assembly.source.fingerprint(item.plan), item.plan.files)
-    for assembly, share in shares:
-        late |= _build(assembly, share, study, meter, journal)
-    return _warned(replace(result, datasets=tuple(late.get(item.output, item) for item in result.datasets)))
+        return _warned(done)
+    for view, jobs in shares:
+        for job in jobs:
+            if job.state == "current":  # though perhaps by another ranking now, which begins with the same features
+                journal.add(job.output, view.fingerprint(job.plan), job.plan.files)
+    todo = [(job, one) for job, one in judged if one and job.state != "unfit"]
+    late = _build_all(views, todo, study, journal, progress)
+    return _warned(replace(done, datasets=tuple(late.get(job, job) for job in done.datasets)))
 
 
-@speaking("recipe")
-def _judged(item: Planned, assembly: Assembly, study: Recipe) -> Planned:
-    """Say what is wrong with a dataset that is to be built, as far as it has been read, and leave it out if need be."""
-    if item.state == "current" or not assembly.source.readable:
-        return item
-    fault = preflight.problem(assembly, item.plan, study.min_active)
-    kept = not fault or (study.problems == "keep" and not preflight.obstacle(assembly, item.plan))
-    return replace(item, state=item.state if kept else "unfit", problem=fault)
-
-
-def _check_fitness(planned: Sequence[Planned], problems: str) -> None:
-    unfit = [item for item in planned if item.state == "unfit"]
-    if unfit and problems == "refuse":
-        faults = "\n".join(dict.fromkeys(f"{item.store}: {item.problem}" for item in unfit))
-        found = f"{len(unfit)} of {len(planned)} datasets are unfit; leave them out with problems: skip"
-        raise RecipeError(f"{found}\n{faults}")
-
-
-def _warned(result: Sweep) -> Sweep:
-    """Warn of datasets that are built although they are unfit."""
-    faults = Counter(f"{item.store}: {item.problem}" for item in result.in_state("new", "stale") if item.problem)
-    for fault, count in faults.items():
-        logger.warning("%s (kept; datasets: %d)", fault, count)
-    return result
-
-
-def _sources(study: Recipe, dry_run: bool, wait: bool, progress: Progress) -> list[Source]:
+def _opened(study: Recipe, dry_run: bool, wait: bool, progress: Progress) -> list[StoreView]:
     """Open the stores; for a dry run, folders that are not ingested yet are only scanned."""
-    sources: dict[str, Source] = {}
+    views: dict[str, StoreView] = {}
     for node in study.stores:
         with node.located():
             scanned = outline(node.text(), progress=progress) if dry_run else None
             if scanned is None:
-                source = Source(find_store(node.text(), wait=wait, progress=progress))
+                view = StoreView(find_store(node.text(), wait=wait, progress=progress))
             else:
-                source = Source(store_path(node.text()), scanned)
+                view = StoreView(store_path(node.text()), scanned)
                 found = "%s is not ingested yet, or not wholly: its %d sentences are scanned, their values not checked"
-                logger.info(found, node.text(), len(source.sentences))
-        if source.name in sources:
-            raise node.error(f"a second store of the name {source.name}, whose datasets would have the same names")
-        sources[source.name] = source
-    return list(sources.values())
+                logger.info(found, node.text(), len(view.sentences))
+        if view.name in views:
+            raise node.error(f"a second store of the name {view.name}, whose datasets would have the same names")
+        views[view.name] = view
+    return list(views.values())
 
 
-def _plan(study: Recipe, source: Source, force: bool, journal: Journal) -> Iterator[Planned]:
-    for plan in study.plans(source):
-        output = default_output(source.path, plan, study.output)
-        state = _state(output, source, plan, journal)
-        yield Planned(source.name, plan, output, source.shape(plan), "stale" if force and state != "new" else state)
+def _probed(view: StoreView, jobs: Sequence[Job]) -> list[tuple[Job, Probed | None]]:
+    """Read y of what is to be built; nothing of what is up to date, or can only be read once it is ingested."""
+    pending = [job for job in jobs if job.state != "current"]
+    found = dict(zip(pending, probe(view, [job.plan for job in pending]), strict=True)) if view.readable else {}
+    return [(job, found.get(job)) for job in jobs]
+
+
+def _reports(study: Recipe, shares: Sequence[tuple[StoreView, Sequence[Job]]]) -> dict[str, str]:
+    """Report on the split of each store of which not all is up to date."""
+    pending = [view for view, jobs in shares if any(job.state != "current" for job in jobs)]
+    return {view.name: divided.report for view in pending if (divided := view.split(study.split))}
 
 
 @speaking("recipe")
-def _state(output: Path, source: Source, plan: Plan, journal: Journal) -> str:
-    if not output.exists():
-        return "new"
-    try:
-        recorded = datasets.read_metadata(output, ["fingerprint", "parameters", "store", *_CHANGING])
-    except NpzError:
-        return "other"
-    made_of = str(recorded.get("fingerprint"))
-    if made_of == source.fingerprint(plan):
-        return "current"
-    divided = source.split(plan.split)
-    values = source.digest, plan.strategy.code, source.groups_digest(plan), divided.version if divided else ""
-    now = dict(zip(_CHANGING, values, strict=True))
-    changed = {name for name, value in now.items() if str(recorded.get(name, "")) != value}
-    if str(recorded.get("parameters")) != plan.parameters or str(recorded.get("store")) != source.name or not changed:
-        return "other"
-    of_another_file = "groups_digest" in changed and not journal.has_groups_of(output, made_of, plan.files)
-    return "other" if of_another_file and "store_digest" not in changed else "stale"
+def _judged(job: Job, probed: Probed | None, study: Recipe) -> Job:
+    """Say what is wrong with a dataset that is to be built, as far as it has been read, and leave it out if need be."""
+    if probed is None:
+        return job
+    fault = preflight.problem(probed, study.min_active)
+    kept = not fault or (study.problems == "keep" and not preflight.obstacle(probed))
+    return replace(job, state=job.state if kept else "unfit", problem=fault)
 
 
-def _check_outputs(planned: Sequence[Planned]) -> None:
-    for folder in {item.output.parent for item in planned}:
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if not there.is_dir():
-            raise DatasetError(f"{there}: expected a folder for datasets, found a file; choose another output")
-    for item in planned:
-        datasets.check_output(item.output)
-    if others := [shown(item.output) for item in planned if item.state == "other"]:
-        some = "\n".join([*others[:10], *(["..."] if len(others) > 10 else [])])
-        found = f"{len(others)} outputs exist with other content"
-        raise DatasetError(f"{found}; move them, or replace them: {spelled('force', True)}\n{some}")
+def _check_fitness(jobs: Sequence[Job], problems: str) -> None:
+    unfit = [job for job in jobs if job.state == "unfit"]
+    if unfit and problems == "refuse":
+        faults = "\n".join(dict.fromkeys(f"{job.store}: {job.problem}" for job in unfit))
+        found = f"{len(unfit)} of {len(jobs)} datasets are unfit; leave them out with problems: skip"
+        raise RecipeError(f"{found}\n{faults}")
+
+
+def _warned(done: Sweep) -> Sweep:
+    """Warn of datasets that are built although they are unfit."""
+    faults = Counter(f"{job.store}: {job.problem}" for job in done.in_state("new", "stale") if job.problem)
+    for fault, count in faults.items():
+        logger.warning("%s (kept; datasets: %d)", fault, count)
+    return done
+
+
+def _build_all(
+    views: Sequence[StoreView],
+    todo: Sequence[tuple[Job, Probed]],
+    study: Recipe,
+    journal: Journal,
+    progress: Progress,
+) -> dict[Job, Job]:
+    """Build one store after another, as the raw values of all might be too much at once; return as `_build`."""
+    shares = [(view, [(job, one) for job, one in todo if one.view is view]) for view in views]
+    to_read = sum(view.n_bytes(job.plan for job, _ in share) for view, share in shares)
+    meter = _Meter(progress, to_read + sum(job.n_bytes for job, _ in todo))
+    late: dict[Job, Job] = {}
+    for view, share in shares:
+        if share:
+            late |= _build(view, share, study, journal, meter)
+    return late
 
 
 def _build(
-    assembly: Assembly, planned: Sequence[Planned], study: Recipe, meter: _Meter, journal: Journal
-) -> dict[Path, Planned]:
-    """Read what the datasets of one store need, then write them side by side, a few at a time.
+    view: StoreView, share: Sequence[tuple[Job, Probed]], study: Recipe, journal: Journal, meter: _Meter
+) -> dict[Job, Job]:
+    """Read what the datasets of one store need, then write them side by side.
 
     Returns those that are unfit, some only now: where a strategy makes values that are not finite.
     """
-    if not planned:
-        return {}
-    assembly.read([item.plan for item in planned], planned[0].output.parent, meter.add)
-    judged = [_judged(item, assembly, study) for item in planned]
+    jobs = [job for job, _ in share]
+    loaded = read([one for _, one in share], jobs[0].output.parent, meter.add)
+    judged = [_judged(job, one, study) for job, one in zip(jobs, loaded, strict=True)]
     _check_fitness(judged, study.problems)
-    late = {item.output: item for item in judged if item.problem}
-    writing: dict[Future[Path], Planned] = {}
+    late = {job: now for job, now in zip(jobs, judged, strict=True) if now.problem}
     n_constant = 0
+    with _saving(journal, meter) as save:
+        for job, now, one in zip(jobs, judged, loaded, strict=True):
+            if now.state == "unfit":
+                continue
+            try:
+                dataset, constant = assemble(one)
+            except NonFiniteError as error:
+                late[job] = replace(job, state="unfit", problem=str(error))
+                _check_fitness([late[job]], study.problems)
+                continue
+            n_constant += constant > 0
+            save(job, dataset)
+    if n_constant:
+        logger.warning("%s: %d datasets have constant columns of X, which come out as 0", view.name, n_constant)
+    return late
+
+
+@contextmanager
+def _saving(journal: Journal, meter: _Meter) -> Iterator[Callable[[Job, Dataset], None]]:
+    """Write datasets side by side, a few at a time; after an error none is begun any more."""
+    writing: dict[Future[Path], tuple[Job, str]] = {}
 
     def settle(left: int) -> None:
         while len(writing) > left:
             for future in wait_for(writing, return_when=FIRST_COMPLETED).done:
                 future.result()
-                item = writing.pop(future)
-                journal.add(item.output, assembly.source.fingerprint(item.plan), item.plan.files)
-                meter.add(item.n_bytes)
+                job, fingerprint = writing.pop(future)
+                journal.add(job.output, fingerprint, job.plan.files)
+                meter.add(job.n_bytes)
+
+    def save(job: Job, dataset: Dataset) -> None:
+        settle(2 * _WORKERS)
+        future = pool.submit(dataset.save, job.output, overwrite=job.state == "stale")
+        writing[future] = job, str(dataset.metadata["fingerprint"])
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
-            for item in judged:
-                if item.state != "unfit":
-                    settle(2 * _WORKERS)
-                    try:
-                        dataset, constant = assembly.dataset(item.plan)
-                    except NonFiniteError as error:
-                        late[item.output] = replace(item, state="unfit", problem=str(error))
-                        _check_fitness([late[item.output]], study.problems)
-                        continue
-                    n_constant += constant > 0
-                    writing[pool.submit(dataset.save, item.output, overwrite=item.state == "stale")] = item
+            yield save
             settle(0)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if n_constant:
-        logger.warning(
-            "%s: %d datasets have constant columns of X, which come out as 0", assembly.source.name, n_constant
-        )
-    assembly.forget()
-    return late
 
 
 class _Meter:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featurestore.errors import ParameterError, brief, shortened, spelled
+from featurestore.errors import ParameterError, brief, shortened, some, spelled
 from featurestore.paths import as_path
 from featurestore.texts import Table, whole_number
 
@@ -48,8 +48,8 @@ def group_names(ds: xr.Dataset, group_by: str) -> list[str]:
         raise ParameterError(f"{spelled('group_by')}: {error}") from error
     sentences = [str(value).strip() for value in ds[_KEYS[key]].values.tolist()]
     if unnamed := [name for name in sentences if name and name not in named]:
-        some = "; ".join(map(shortened, unnamed[:3])) + "; ..." * (len(unnamed) > 3)
-        found = f"{len(unnamed)} of {len(sentences)} sentences are not in it ({key} {some})"
+        some_of_them = some(map(shortened, unnamed), separator="; ")
+        found = f"{len(unnamed)} of {len(sentences)} sentences are not in it ({key} {some_of_them})"
         add = f"add them, with an empty {shortened(column.strip())} where there is no group"
         raise ParameterError(f"{spelled('group_by')}: {shortened(path)}: {found}; {add}")
     return [named.get(name, "") for name in sentences]

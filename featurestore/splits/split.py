@@ -102,16 +102,6 @@ class Split:
     version: str = ""
 
     @property
-    def duplicates(self) -> int:
-        """Sentences that are near-duplicates of another."""
-        return int(np.count_nonzero(_sizes(self.near) > 1))
-
-    @property
-    def duplicate_groups(self) -> int:
-        """Groups of two or more near-duplicates."""
-        return len(np.unique(self.near[_sizes(self.near) > 1]))
-
-    @property
     def sides(self) -> NDArray[np.int64]:
         """On which side each is, (n,): the fold, without folds 0 for training; -1 for test rows outside of folds."""
         return _sides(self.train, self.fold)
@@ -123,11 +113,6 @@ class Split:
         Sides are the test part, the training part, and each fold. Counted once, as every dataset records it.
         """
         return int(np.count_nonzero(_torn(self.near, self.sides) | _torn(self.groups, self.sides)))
-
-    @property
-    def across_if_ignored(self) -> int:
-        """Sentences that would have a near-duplicate on another side, had the same split ignored near-duplicates."""
-        return int(np.count_nonzero(_torn(self.near, self.careless)))
 
     @property
     def report(self) -> str:

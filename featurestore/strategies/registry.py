@@ -93,7 +93,15 @@ class Option:
     @property
     def names_layers(self) -> bool:
         """Whether it takes layers of the store, as its name tells."""
-        return self.type in (int, Numbers) and self.name.endswith(("layer", "layers"))
+        return self._names("layer")
+
+    @property
+    def names_features(self) -> bool:
+        """Whether it takes features of the store, as its name tells."""
+        return self._names("feature")
+
+    def _names(self, what: str) -> bool:
+        return self.type in (int, Numbers) and self.name.endswith((what, f"{what}s"))
 
     @property
     def flag(self) -> str:
@@ -181,7 +189,7 @@ class Strategy:
         """First line of its docstring."""
         return (inspect.getdoc(self.select) or "").partition("\n")[0]
 
-    def parameters(self, given: Mapping[str, object]) -> dict[str, Any]:
+    def arguments(self, given: Mapping[str, object]) -> dict[str, Any]:
         """Validate options by name, and return them in the strategy's order; None counts as not given.
 
         Raises

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 import featurestore
 from featurestore import strategies as module
-from featurestore.datasets import assembly, normalize
+from featurestore.datasets import normalize
 from featurestore.ranges import Numbers
 from featurestore.store import layout
 from featurestore.strategies import registry
@@ -174,7 +174,7 @@ def test_batches_and_memory_do_not_show(
     """Small shards, windows of one row, X read once or in every pass: the same dataset."""
     monkeypatch.setattr(layout, "ROWS", 4)
     monkeypatch.setattr(layout, "BATCH_ROWS", 4)
-    monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", in_memory)
+    monkeypatch.setattr("featurestore.datasets.raw.IN_MEMORY_BYTES", in_memory)
     monkeypatch.setattr("featurestore.datasets.dataset._WINDOW_BYTES", 1)
     sentences = write_folder(tmp_path / "in", n)
     featurestore.ingest(tmp_path / "in", tmp_path / "s.zarr")
@@ -320,7 +320,7 @@ def test_a_strategy_is_lazy_aligned_and_deterministic(strategy: Strategy, sample
         raise AssertionError("computed")
 
     ds = featurestore.open_store(sample_store)
-    arguments = strategy.parameters(some_parameters(strategy))
+    arguments = strategy.arguments(some_parameters(strategy))
     with dask.config.set(scheduler=refuse):
         selection = strategy.select(ds, **arguments)
     again = strategy.select(ds, **arguments)

@@ -193,6 +193,13 @@ def test_the_library_lists_what_files_say(store: Path, cli: Any, tmp_path: Path)
     assert len(listed("--feature", 4)) == 1
     assert listed("--feature", 4)[0]["target_features"] == [2, 3, 4]
     assert (len(listed("--stale")), len(listed("--current"))) == (0, 6)
+    found = featurestore.list_datasets(
+        tmp_path / "out", store.parent, strategy="hidden-to-concept", layer=1, stale=False
+    )
+    assert [(entry.layers, entry.normalize) for entry in found] == [((0, 1), "minmax"), ((0, 1), "none")]
+    assert [entry.strategy for entry in featurestore.list_datasets(tmp_path / "out", store.parent, feature=3)] == [
+        "hidden-to-features"
+    ]
 
     rows = list(csv.DictReader(io.StringIO(cli(*listing, "--csv").stdout)))
     assert [row["file"] for row in rows] == [entry["file"] for entry in everything]

@@ -24,7 +24,6 @@ from click.testing import Result
 
 import featurestore
 from featurestore import strategies
-from featurestore.datasets import assembly
 from featurestore.datasets import dataset as datasets
 from featurestore.datasets.plans import Plan
 from featurestore.store import arrays, reading
@@ -125,7 +124,7 @@ def test_each_piece_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("window", [1, 1 << 30])
 def test_memory_does_not_show(folder: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     featurestore.sweep(study(folder, output="in_memory"))
-    monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("featurestore.datasets.raw.IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(datasets, "_WINDOW_BYTES", window)
     featurestore.sweep(study(folder, output="by_a_file"))
     assert files(Path("in_memory")) == files(Path("by_a_file"))
@@ -248,7 +247,7 @@ def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, wh
     featurestore.ingest(folder, "care.zarr")
     Path("r.yaml").write_text(yaml.safe_dump(study(folder, stores="care.zarr", output="swept")))
     if where == "scratch":
-        monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr("featurestore.datasets.raw.IN_MEMORY_BYTES", 0)
         monkeypatch.setattr(os, "posix_fallocate", full)
     else:
         monkeypatch.setattr(os, "fsync", full)

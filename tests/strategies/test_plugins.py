@@ -21,7 +21,7 @@ import featurestore
 from featurestore import strategies
 from featurestore.cli import commands
 from featurestore.datasets.plans import Plan, split_options
-from featurestore.datasets.view import Source
+from featurestore.datasets.view import StoreView
 from featurestore.ranges import Numbers
 from featurestore.recipes.json_schema import recipe_schema
 from featurestore.strategies import plugins, registry
@@ -363,7 +363,7 @@ def test_the_names_that_are_taken_are_those_of_build() -> None:
         for flag in (*param.opts, *param.secondary_opts, param.name or "")
         if not (flag.startswith("-") and len(flag) == 2)
     }
-    python = set(inspect.signature(featurestore.build).parameters) - {"parameters"}
+    python = set(inspect.signature(featurestore.build).parameters) - {"options"}
     assert flags | python | {"help", "targets"} == set(registry.OWN)
     later = "tokens target_tokens combine where labels_from classes y test_store reduce controls"
     assert set(registry.RESERVED) == set(later.split())
@@ -424,11 +424,11 @@ def test_types_of_options() -> None:
         (int, "A."), (float, "x"), (Numbers, "C."), (bool, "D."), (str, "E."),
     ]  # fmt: skip
     given = {"a": np.int64(3), "b": np.float32(0.5), "c": "0-1", "d": True, "e": "z"}
-    assert strategy.parameters(given) == {"a": 3, "b": 0.5, "c": (0, 1), "d": True, "e": "z"}
-    assert strategy.parameters({}) == {}
+    assert strategy.arguments(given) == {"a": 3, "b": 0.5, "c": (0, 1), "d": True, "e": "z"}
+    assert strategy.arguments({}) == {}
     for name, value in (("a", "x"), ("b", "1"), ("b", True), ("b", 10**400), ("d", 1), ("e", 3)):
         with pytest.raises(featurestore.ParameterError, match=f"^{name}=: expected"):
-            strategy.parameters({name: value})
+            strategy.arguments({name: value})
 
 
 # ---- fingerprints
@@ -437,7 +437,7 @@ def test_types_of_options() -> None:
 def test_fingerprints_of_built_in_strategies_are_what_they_were(tmp_path: Path) -> None:
     """Found before fingerprints saw code."""
     featurestore.ingest(SAMPLE, tmp_path / "dishonesty.zarr")
-    source = Source(tmp_path / "dishonesty.zarr")
+    view = StoreView(tmp_path / "dishonesty.zarr")
     for name, options, normalize, split, expected in (
         ("embedding-to-concept", {}, None, {}, "527408e6e632b3d09e4766f27b21c28f45ceb81dc7dbe9919c4635fd861c6c39"),
         ("hidden-to-feature", {"target_layer": 12, "target_feature": 123, "input_layer": 10}, None, {},
@@ -451,8 +451,8 @@ def test_fingerprints_of_built_in_strategies_are_what_they_were(tmp_path: Path) 
         ("hidden-to-features", {"target_layer": 12, "target_features": "5,7"}, None, {},
          "43a0aff66d98807d370222c6a89057356cc3c6428f5327e0bfbefb77f38223e7"),
     ):  # fmt: skip
-        plan = Plan.of(name, options, normalize, split=split_options(**split))
-        assert source.fingerprint(plan) == expected, name
+        plan = Plan.of(name, options, normalize=normalize, split=split_options(**split))
+        assert view.fingerprint(plan) == expected, name
     dataset = featurestore.build(tmp_path / "dishonesty.zarr", "embedding-to-concept", test_size=0.25, seed=1)
     assert {"strategy_code", "split_version"}.isdisjoint(dataset.metadata)
 
