@@ -97,7 +97,7 @@ def _value(option: Option) -> dict[str, Any]:
 
 
 def _targets() -> dict[str, Any]:
-    pair = {"type": "array", "items": _INTEGER, "minItems": 2, "maxItems": 3}
+    pair = {"type": "array", "prefixItems": [_INTEGER, _INTEGER, _SIMPLE[NUMBER]], "minItems": 2, "maxItems": 3}
     ranked = _object({"ranked": {"type": "string", "description": "A ranked_features.csv."}, "top": _COUNT}, ["ranked"])
     ranking = _object(
         {

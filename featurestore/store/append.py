@@ -109,8 +109,10 @@ def _first_stands_out(sentence: Staged) -> bool:
     hidden_states = sentence.dense.get(HIDDEN_STATES)
     if hidden_states is None or sentence.n_tokens < 3 or sentence.token_coords["is_special"][-1]:
         return False
-    norms = np.linalg.norm(hidden_states.astype(np.float32), axis=-1)
-    return bool(np.median(norms[-1] / np.maximum(np.median(norms, axis=0), 1e-30)) > MAX_NORM_RATIO)
+    with np.errstate(over="ignore", invalid="ignore"):  # of values that are not finite, which are counted elsewhere
+        norms = np.linalg.norm(hidden_states.astype(np.float32), axis=-1)
+        ratios = norms[-1] / np.maximum(np.median(norms, axis=0), 1e-30)
+        return bool(np.median(ratios) > MAX_NORM_RATIO)
 
 
 def _warn(nonfinite: dict[str, int], longer: Sequence[str]) -> None:
