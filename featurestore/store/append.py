@@ -11,7 +11,7 @@ from itertools import islice
 
 import numpy as np
 
-from featurestore.errors import NpzError, spelled
+from featurestore.errors import NpzError, some, spelled
 from featurestore.schema import HIDDEN_STATES, Progress, SentenceFile, Skipped
 from featurestore.sources import sentences
 from featurestore.store.batch import Staged, stage
@@ -61,6 +61,7 @@ def append(
     NpzError
         If another file is damaged; the batches before it are committed.
     """
+    advice = f"or leave it out: ingest with {spelled('skip_bad', True)}"  # here, as threads speak Python
 
     def load(file: SentenceFile) -> Staged | Skipped:
         try:
@@ -68,7 +69,6 @@ def append(
         except NpzError as error:
             if may_be_bad is None or file.path.name in may_be_bad:
                 return Skipped(file.path.name, error.reason)
-            advice = f"or leave it out: ingest with {spelled('skip_bad', True)}"
             raise NpzError.of(file.path, f"{error.reason}; {advice}") from error
 
     special_first = writer.snapshot.special_first
@@ -120,11 +120,11 @@ def _warn(nonfinite: dict[str, int], longer: Sequence[str]) -> None:
         logger.warning(
             "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with %s",
             sum(nonfinite.values()),
-            _some(list(nonfinite)),
+            some(nonfinite),
             spelled("drop_nonfinite", True),
         )
     if longer:
-        logger.warning("left out the fragments after the final token in %s", _some(longer))
+        logger.warning("left out the fragments after the final token in %s", some(longer))
 
 
 def _largest(files: Sequence[SentenceFile]) -> int:
@@ -149,7 +149,3 @@ def _in_order(
     finally:
         for future in futures:
             future.cancel()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -67,8 +67,10 @@ _LABELS_PER_CHUNK = 1024
 
 _CRC = {"name": "crc32c"}
 _NUMBERS = {"name": "bytes", "configuration": {"endian": "little"}}
+_BYTES = {"name": "bytes"}
 _TEXTS = {"name": "vlen-utf8", "configuration": {}}
 _ZSTD = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+_PLAIN = {"string": _TEXTS, "bool": _BYTES}
 _FILL = {"int64": 0, "bool": False, "string": "", "float16": "NaN", "float32": "NaN", "float64": "NaN"}
 
 _MEANINGS = {
@@ -230,7 +232,7 @@ class Layout:
         return self._array(name, dims, dtype, [self.rows, self.tokens, *sizes], [sharding])
 
     def _coord(self, name: str, dims: tuple[str, ...], dtype: str, chunk: list[int]) -> Metadata:
-        return self._array(name, dims, dtype, chunk, [_TEXTS if dtype == "string" else _NUMBERS, _ZSTD, _CRC])
+        return self._array(name, dims, dtype, chunk, [_PLAIN.get(dtype, _NUMBERS), _ZSTD, _CRC])
 
     def _array(
         self, name: str, dims: tuple[str, ...], dtype: str, chunk: list[int], codecs: list[dict[str, Any]]

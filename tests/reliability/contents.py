@@ -30,6 +30,9 @@ def sentence_bytes(*folders: Path) -> Contents:
             }
             for name in ARRAYS:
                 array = npz[name] if name == "embeddings" else npz[name].swapaxes(0, 1)
+                if name == "hidden_states":  # each layer once, however many SAEs it has
+                    layers = npz["layers"].tolist()
+                    array = array[:, sorted({layers.index(layer) for layer in layers})]
                 values[name] = _packed(array[:tokens])
             index = npz["sentence_index"].item()
         assert index not in contents

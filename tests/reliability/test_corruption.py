@@ -83,7 +83,7 @@ def files_of(path: Path, kind: str) -> list[str]:
         return ["zarr.json"]
     if kind == "metadata":
         return [file for file in found if file.endswith("/zarr.json")]
-    return [file for file in found if file.startswith(f"{kind}/c/")]
+    return [file for file in found if file.startswith(f"{kind}/c.")]
 
 
 def everything(path: Path) -> Values:
@@ -193,7 +193,7 @@ def test_labels_of_another_store(sound: Path, tmp_path: Path, name: str) -> None
     shutil.copytree(sound, tmp_path / "other.zarr")
     other = zarr.open_array(tmp_path / "other.zarr" / name, mode="r+")
     other[:] = wrong
-    shutil.copy(tmp_path / "other.zarr" / name / "c" / "0", sound / name / "c" / "0")
+    shutil.copy(tmp_path / "other.zarr" / name / "c.0", sound / name / "c.0")
     assert featurestore.verify(sound, tmp_path / "in")
 
 
@@ -205,16 +205,16 @@ def test_a_root_of_an_earlier_commit(sound: Path, tmp_path: Path) -> None:
     later = everything(sound)
     (sound / "zarr.json").write_bytes(root)
     assert everything(sound) == right
-    assert {problem.where for problem in featurestore.verify(sound)} >= {"sentence/zarr.json", "activations/c/2/0/0/0"}
+    assert {problem.where for problem in featurestore.verify(sound)} >= {"sentence/zarr.json", "activations/c.2.0.0.0"}
     featurestore.ingest(tmp_path / "in", sound)
     assert featurestore.verify(sound, tmp_path / "in") == []
     assert everything(sound) == later
 
 
-@pytest.mark.parametrize("masking", ["label/zarr.json", "label/c/0"])
+@pytest.mark.parametrize("masking", ["label/zarr.json", "label/c.0"])
 def test_one_accident_does_not_hide_another(sound: Path, masking: str) -> None:
     """All data are read by the root metadata, whatever else is wrong."""
-    damaged = "hidden_states/c/0/1/0/0"
+    damaged = "hidden_states/c.0.1.0.0"
     (sound / masking).unlink()
     flip(sound / damaged, random.Random(0))
     assert {problem.where for problem in featurestore.verify(sound)} >= {masking, damaged}
