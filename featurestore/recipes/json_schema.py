@@ -89,7 +89,7 @@ def _own(properties: dict[str, Any]) -> dict[str, Any]:
 def _value(option: Option) -> dict[str, Any]:
     """Describe one value: a single number may also be a range of them, each of which is built."""
     choices: list[dict[str, Any]] = [_SIMPLE.get(option.type, _INTEGER)]
-    if option.type in (int, Numbers):
+    if option.type in (int, NUMBER, Numbers):
         choices.append({"type": "string", "pattern": _RANGE})
     if option.names_layers:
         choices.append({"const": ALL})

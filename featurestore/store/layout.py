@@ -70,7 +70,7 @@ _NUMBERS = {"name": "bytes", "configuration": {"endian": "little"}}
 _BYTES = {"name": "bytes"}
 _TEXTS = {"name": "vlen-utf8", "configuration": {}}
 _ZSTD = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
-_PLAIN = {"string": _TEXTS, "bool": _BYTES}
+_PLAIN: dict[str, dict[str, Any]] = {"string": _TEXTS, "bool": _BYTES}
 _FILL = {"int64": 0, "bool": False, "string": "", "float16": "NaN", "float32": "NaN", "float64": "NaN"}
 
 _MEANINGS = {

@@ -29,7 +29,7 @@ class Seen:
 
     def __init__(self, store: Path) -> None:
         store = real_path(store)
-        self._path = store.with_name(f"{store.name}.seen")
+        self._path = store.with_name(f".{store.name}.seen")
         self._before = _read(self._path)
         self._now: dict[str, tuple[Stamp, str]] = {}
 
