@@ -10,7 +10,7 @@ from pathlib import Path
 from featurestore.errors import ParameterError, StoreError, StoreNotFoundError, brief, naming, shortened, shown, spelled
 from featurestore.paths import PathLike, as_path, real_path
 from featurestore.ranges import integer
-from featurestore.schema import ATTRIBUTES, STORES, Progress, Skipped
+from featurestore.schema import ATTRIBUTES, LIMITS, STORES, Progress, Skipped
 from featurestore.sources import sentences
 from featurestore.store import changes, commit
 from featurestore.store.append import append
@@ -103,7 +103,7 @@ def ingest(
     store = store_path(source) if store is None else as_path(store)
     paths = sentences.find(source)
     described = _described(attributes)
-    special_first = None if special_first is None else integer(spelled("special_first"), special_first)
+    special_first = None if special_first is None else _checked_count(special_first)
     seen = Seen(store)
     if (
         done := _if_up_to_date(store, paths, seen, described, special_first, progress)
@@ -152,6 +152,14 @@ def _described(attributes: Mapping[str, str | None]) -> dict[str, str]:
         if value is not None and not (isinstance(value, str) and value.isprintable()):
             raise ParameterError(f"{spelled(name)}: expected printable text, found {brief(value)}")
     return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _checked_count(special_first: int) -> int:
+    """Check a number of tokens."""
+    name, most = spelled("special_first"), LIMITS["token"]
+    if not 0 <= (number := integer(name, special_first)) <= most:
+        raise ParameterError(f"{name}: expected 0 to {most:,} tokens, found {number}")
+    return number
 
 
 def _if_up_to_date(

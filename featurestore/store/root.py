@@ -55,7 +55,6 @@ def _root_of(arrays: dict[str, Metadata], attributes: dict[str, Any]) -> Root:
     added: dict[str, Any] = {
         "expected_sentences": None,
         "skipped": [],
-        "special_first": 0,
         "coordinates": _coordinates(arrays),
     }
     return {

@@ -64,5 +64,5 @@ def _read(path: Path) -> dict[str, tuple[Stamp, str]]:
     try:
         told = json.loads(path.read_bytes()) if path.is_file() else {}
         return {str(name): ((*map(int, stamp),), str(digest)) for name, (stamp, digest) in told.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
