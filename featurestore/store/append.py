@@ -28,8 +28,9 @@ READER_BYTES = 1 << 30
 BATCH_BYTES = 256 << 20
 """A batch is written when it fills its shards, or earlier, when its sentences are so long that they exceed this."""
 
-READ_AHEAD = 8
-"""Sentences that are being read or wait for their batch; more gained nothing on two cores."""
+READ_AHEAD = 32
+"""Sentences that are being read or wait for their batch, so that reading goes on while a batch is written; fewer where
+they are so long that they would exceed `BATCH_BYTES`."""
 
 MAX_NORM_RATIO = 10
 """A first token whose hidden states are so many times as large as the sentence's median is taken for a BOS."""
@@ -75,9 +76,11 @@ def append(
     damaged: list[Skipped] = []
     nonfinite: dict[str, int] = {}
     expected = writer.n_sentences + len(files)
-    readers = max(1, min(MAX_READERS, os.cpu_count() or 1, READER_BYTES // _largest(files)))
+    dense, staged = _largest(files)
+    readers = max(1, min(MAX_READERS, os.cpu_count() or 1, READER_BYTES // dense))
+    ahead = max(readers, min(READ_AHEAD, BATCH_BYTES // staged))
     with ThreadPoolExecutor(readers) as pool:
-        for batch in _batches(_in_order(pool, load, files, READ_AHEAD), writer, damaged, len(files), progress):
+        for batch in _batches(_in_order(pool, load, files, ahead), writer, damaged, len(files), progress):
             if writer.n_sentences == 0 and sum(map(_first_stands_out, batch)) > len(batch) / 2:
                 logger.warning(_STANDS_OUT, MAX_NORM_RATIO, spelled("special_first", 1))
             writer.append(batch, expected)
@@ -127,10 +130,13 @@ def _warn(nonfinite: dict[str, int], longer: Sequence[str]) -> None:
         logger.warning("left out the fragments after the final token in %s", some(longer))
 
 
-def _largest(files: Sequence[SentenceFile]) -> int:
-    """Bytes of the largest dense activations among some files; at least 1."""
-    sizes = (file.n_tokens * len(file.extraction.sae_layers) * file.extraction.features * 4 for file in files)
-    return max((1, *sizes))
+def _largest(files: Sequence[SentenceFile]) -> tuple[int, int]:
+    """Return the most bytes that a file's dense activations have, and its hidden states; at least 1."""
+    longest = max((file.n_tokens for file in files), default=0)
+    extractions = {file.extraction for file in files}
+    activations = max((len(one.sae_layers) * one.features for one in extractions), default=0)
+    hidden_states = max((len(one.layers) * one.hidden for one in extractions), default=0)
+    return max(1, longest * activations * 4), max(1, longest * hidden_states * 4)
 
 
 def _in_order(

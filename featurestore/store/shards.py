@@ -93,10 +93,14 @@ class ShardReader:
     def __init__(self, path: Path, metadata: Metadata) -> None:
         self._form = _Form(metadata)
         self._file = path.open("rb")
-        n_bytes = 16 * math.prod(self._form.grid)
-        self._size = self._file.seek(0, os.SEEK_END)
-        self._file.seek(max(0, self._size - n_bytes - 4))
-        self._index = np.frombuffer(_intact(self._file.read(), n_bytes), "<u8").reshape(-1, 2)
+        try:
+            n_bytes = 16 * math.prod(self._form.grid)
+            self._size = self._file.seek(0, os.SEEK_END)
+            self._file.seek(max(0, self._size - n_bytes - 4))
+            self._index = np.frombuffer(_intact(self._file.read(), n_bytes), "<u8").reshape(-1, 2)
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

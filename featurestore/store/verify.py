@@ -338,17 +338,19 @@ def _read_sources(
 ) -> dict[int, Staged]:
     """Read a batch of source files, and compare what they say in words."""
     staged = {}
-    special_first, labels = snapshot.special_first, snapshot.extraction
     for row, file in files.items():
         try:
             sentence_file = sentences.scan(file)
-            sentence = stage(sentences.read(sentence_file), special_first)
+            sentence = stage(sentences.read(sentence_file), snapshot.special_first)
         except NpzError as error:
             problems.append(Problem(file.name, f"cannot be compared: {error}"))
             continue
         staged[row] = sentence
-        differing = [name for name, value in sentence.coords.items() if name != "source" and coords[name][row] != value]
-        differing += labels.differences(sentence_file.extraction)
+        told = sentence.coords.items()
+        differing = [name for name, value in told if name != "source" and coords.get(name, {row: None})[row] != value]
+        extraction = sentence_file.extraction
+        labels = {"layer": extraction.layers, "sae_layer": extraction.sae_layers, "average_l0": extraction.average_l0s}
+        differing += [name for name in labels if name in coords and coords[name].tolist() != [*labels[name]]]
         if differing:
             problems.append(Problem(_sentence(coords, row), f"{', '.join(differing)} differ from {file.name}"))
     return staged

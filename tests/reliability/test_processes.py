@@ -201,10 +201,10 @@ from featurestore.cli.commands import main
 _, module, name, nth, *sys.argv[1:] = sys.argv
 function, calls = getattr(importlib.import_module(module), name), itertools.count(1)
 
-def interrupted(*arguments):
+def interrupted(*arguments, **options):
     if next(calls) == int(nth):
         os.kill(os.getpid(), signal.SIGINT)
-    return function(*arguments)
+    return function(*arguments, **options)
 
 setattr(sys.modules[module], name, interrupted)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
@@ -216,10 +216,10 @@ FLUSH, READ = "featurestore.files flush", "featurestore.sources.sentences read"
 MOMENTS = [
     (FLUSH, 1, None),  # the store is not there yet
     (FLUSH, 2, None),  # it is there, and empty; the first batch is written
-    (FLUSH, 3, 64),  # the first batch is committed, the second one is written
+    (FLUSH, 4, 64),  # the first batch is committed, the second one is written
     (READ, 128, 64),  # the main thread waits for others, who read
 ]
-MORE_MOMENTS = [(READ, 1, None), (READ, 64, None), (FLUSH, 4, 128)]
+MORE_MOMENTS = [(READ, 1, None), (READ, 64, None), (FLUSH, 6, 128)]
 """Function, number of its call, and how many of 130 sentences are committed then."""
 
 
@@ -254,8 +254,8 @@ def test_ctrl_c_just_after_a_commit(
     path, replace = base / "s.zarr", files.replace
     expected = write_folder(base / "in", 11)
 
-    def interrupted(target: Path, data: bytes) -> None:
-        replace(target, data)
+    def interrupted(target: Path, data: bytes, **options: bool) -> None:
+        replace(target, data, **options)
         if target == path / "zarr.json" and n_committed(path) == batch * ROWS:
             raise KeyboardInterrupt
 
