@@ -88,7 +88,7 @@ def stage(sentence: Sentence, special_first: int) -> Staged:
     present = {name: array for name in ARRAYS if (array := getattr(sentence, name)) is not None}
     by_token = {name: (array if array.ndim == 2 else array.swapaxes(0, 1))[::-1] for name, array in present.items()}
     dense = {name: np.ascontiguousarray(by_token[name]) for name in (EMBEDDINGS, HIDDEN_STATES) if name in by_token}
-    checksums = {CHECKSUMS[name]: _checksum(array) for name, array in dense.items()}
+    checksums = {name: deflate.crc32(array.reshape(-1).view(np.uint8)) for name, array in dense.items()}
     nonzero: list[NonZeros] = []
     n_nonfinite = sum(map(count_nonfinite, dense.values()))
     if (activations := by_token.get(ACTIVATIONS)) is not None:
@@ -98,7 +98,7 @@ def stage(sentence: Sentence, special_first: int) -> Staged:
             checksum = deflate.crc32(flat.view(np.uint8), checksum)
             nonzero.append(_nonzero(flat))
             n_nonfinite += count_nonfinite(nonzero[-1][1])
-        checksums[CHECKSUMS[ACTIVATIONS]] = checksum
+        checksums[ACTIVATIONS] = checksum
     file = sentence.file
     texts = [after.removeprefix(before) for before, after in pairwise(("", *sentence.fragments))]
     special = [token < special_first or mark for token, mark in enumerate(sentence.special.tolist())]
@@ -114,7 +114,7 @@ def stage(sentence: Sentence, special_first: int) -> Staged:
             "text": sentence.text,
             "source": file.path.name,
             "source_digest": file.digest,
-            **checksums,
+            **{CHECKSUMS[name]: signed(checksum) for name, checksum in checksums.items()},
         },
         token_coords={name: values[::-1] for name, values in token_coords.items()},
         dense=dense,
@@ -127,9 +127,9 @@ def count_nonfinite(values: NDArray[np.floating]) -> int:
     return values.size - int(np.count_nonzero(np.isfinite(values)))
 
 
-def _checksum(values: NDArray[Any]) -> int:
-    checksum: int = deflate.crc32(values.reshape(-1).view(np.uint8))
-    return checksum
+def signed(checksum: int) -> int:
+    """Return a CRC-32 as it is kept, as a signed integer of 32 bits."""
+    return checksum - (1 << 32) if checksum >> 31 else checksum
 
 
 def _nonzero(flat: NDArray[np.floating]) -> NonZeros:

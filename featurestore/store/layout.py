@@ -42,7 +42,8 @@ SENTENCE_COORDS = {
 """Coordinates along `sentence`, with their dtypes."""
 
 CHECKSUMS = {name: f"{name}_crc32" for name in ARRAYS}
-"""Coordinates along `sentence`, int64: of each data array the CRC-32 of the sentence's values, as they are on disk."""
+"""Coordinates along `sentence`, int32: of each data array the CRC-32 of the sentence's values, as they are on disk;
+signed, because netCDF-3 knows no other integers."""
 
 TOKEN_COORDS = {"fragment": "string", "token_text": "string", "is_special": "bool"}
 """Coordinates along `sentence` and `token`, with their dtypes."""
@@ -71,7 +72,7 @@ _BYTES = {"name": "bytes"}
 _TEXTS = {"name": "vlen-utf8", "configuration": {}}
 _ZSTD = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
 _PLAIN: dict[str, dict[str, Any]] = {"string": _TEXTS, "bool": _BYTES}
-_FILL = {"int64": 0, "bool": False, "string": "", "float16": "NaN", "float32": "NaN", "float64": "NaN"}
+_FILL = {"int64": 0, "int32": 0, "bool": False, "string": "", "float16": "NaN", "float32": "NaN", "float64": "NaN"}
 
 _MEANINGS = {
     EMBEDDINGS: "token embeddings, before the first block",
@@ -200,7 +201,7 @@ class Layout:
         dims = array_dims(self.dtypes, self.sae_dim)
         dtypes = dict(zip(ARRAYS, self.dtypes, strict=True))
         arrays = {name: self._data(name, dims[name], dtypes[name]) for name in dims}
-        for name, dtype in (SENTENCE_COORDS | {CHECKSUMS[name]: "int64" for name in dims}).items():
+        for name, dtype in (SENTENCE_COORDS | {CHECKSUMS[name]: "int32" for name in dims}).items():
             arrays[name] = self._coord(name, ("sentence",), dtype, [self.coord_rows])
         for name, dtype in TOKEN_COORDS.items():
             arrays[name] = self._coord(name, ("sentence", "token"), dtype, [self.batch_rows, _TOKENS_PER_CHUNK])

@@ -18,7 +18,7 @@ from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
 from featurestore.schema import ACTIVATIONS, Progress
 from featurestore.sources import sentences
-from featurestore.store.batch import Staged, count_nonfinite, stage
+from featurestore.store.batch import Staged, count_nonfinite, signed, stage
 from featurestore.store.layout import CHECKSUMS, ROOT, TOKEN_COORDS
 from featurestore.store.shards import ShardReader
 from featurestore.store.snapshot import Snapshot
@@ -211,7 +211,7 @@ def _checked(snapshot: Snapshot, coords: Coords, sources: dict[int, Path], rows:
             for row, (count, checksum) in zip(part.rows, found, strict=True):
                 if n_nonfinite is not None:
                     n_nonfinite[row] += count
-                if checksum != coords[CHECKSUMS[name]][row]:
+                if signed(checksum) != coords[CHECKSUMS[name]][row]:
                     what = f"has other {name} than were ingested (CRC-32), in {', '.join(values)}"
                     problems.append(Problem(_sentence(coords, row), what))
     for name in TOKEN_COORDS:
