@@ -97,7 +97,8 @@ def ingest(
     NpzError
         If the data of a file turn out to be damaged; the batches before it are committed.
     StoreError
-        If `store` is something else; `StoreBusyError` if another process writes it.
+        If `store` is something else, or has another number of special tokens; `StoreBusyError` if another process
+        writes it.
     """
     is_default, source = store is None, as_path(source)
     store = store_path(source) if store is None else as_path(store)

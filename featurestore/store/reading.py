@@ -36,25 +36,27 @@ def open_store(path: PathLike) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Lazy: only the coordinates that are numbers are read; the rest are dask arrays. Variables,
-        in the dtypes of their source (float16 or float32):
+        Lazy: only the coordinates of one dim that are no text, and `is_token`, are read; the rest are dask arrays.
+        Variables, as far as the source has them, in its dtypes (float16 or float32):
 
         - `embeddings` (sentence, token, hidden): before the first block;
         - `hidden_states` (sentence, token, layer, hidden): residual stream after the layer;
-        - `activations` (sentence, token, layer, feature): SAE features, 0 where inactive.
+        - `activations` (sentence, token, layer, feature): SAE features, 0 where inactive; (sentence, token, sae,
+          feature) unless each layer has one SAE.
 
         Coordinates: `sentence` (the sentence_index), `token` (in reading order, the final one last, labelled -1),
-        `layer` (a layer with several SAEs several times), `average_l0` (layer), `feature`, and for each sentence
-        `label`, `text`, `n_tokens`, `n_nonfinite`, `source` (file name), `source_digest`; `fragment` (sentence,
-        token). Tokens that a sentence does not have are NaN. Attributes: `featurestore_schema` and
-        `featurestore_version`.
+        `layer`, `feature`, `average_l0` (layer, or sae), `sae_layer` (sae); for each sentence `label` (-1 without
+        one), `has_label`, `text`, `n_tokens`, `n_nonfinite`, `source` (file name), `source_digest`, and a
+        ``<variable>_crc32`` of its values in each variable; for each sentence and token `fragment`, `token_text`,
+        `is_token`, `is_special`. Tokens that a sentence does not have are NaN. Attributes: `featurestore_schema`,
+        `featurestore_version`, and what `ingest` was told of the model and its SAEs.
 
     Raises
     ------
     StoreNotFoundError
         If there is nothing at `path`.
     StoreError
-        If it is something else, foreign, damaged, or of a newer schema.
+        If it is something else, foreign, damaged, or of another schema.
 
     Examples
     --------

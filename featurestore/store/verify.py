@@ -35,8 +35,9 @@ def verify(
 ) -> list[Problem]:
     """Check every file of a store: present, whole, and consistent with the others.
 
-    Reads all data once, one shard at a time: checksums, coordinates, that each sentence has its tokens and no others,
-    and the counts of non-finite values. Needs no lock; a store that is being written at the same time may show
+    Reads all data once, chunk by chunk and on all cores: checksums of chunks, coordinates, that each sentence has its
+    tokens and no others, the counts of non-finite values, and the CRC-32 of each sentence's values that was taken at
+    ingest, so that files in a wrong place are found, too. Needs no lock; a store that is being written at the same time may show
     problems that are gone afterwards.
 
     Parameters
