@@ -5,7 +5,7 @@ from typing import Annotated
 import xarray as xr
 
 from featurestore import Selection, strategy
-from featurestore.strategies import final_hidden_states
+from featurestore.strategies import final_hidden_states, labelled
 
 
 @strategy("hidden-to-length")
@@ -23,6 +23,7 @@ def change_to_concept(
     absolute: Annotated[bool, "Only how large the change is, not in which direction."] = False,
 ) -> Selection:
     """Predict the concept label from what the layers between two others change."""
+    ds = labelled(ds)  # without the sentences that have no label
     earlier, later = final_hidden_states(ds, [from_layer, to_layer])
     change = later.astype("f4") - earlier.astype("f4")  # differences of large float16 numbers lose digits
     return Selection(X=abs(change) if absolute else change, y=ds["label"])

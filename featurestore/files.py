@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,20 +121,22 @@ def _flush_open(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Replace a file at once and for good."""
+def replace(path: Path, data: bytes, *, durably: bool = True) -> None:
+    """Replace a file at once, and for good if the power fails just afterwards."""
     partial = path.with_name(path.name + PARTIAL)
     with partial.open("wb") as file:
         file.write(data)
-        _flush_open(file)
+        if durably:
+            _flush_open(file)
     partial.replace(path)
-    sync(path.parent)
+    if durably:
+        sync(path.parent)
 
 
-def flush(folder: Path) -> None:
-    """Flush a folder with all below it to disk."""
+def flush(paths: Iterable[Path]) -> None:
+    """Flush files, and the entries of folders, to disk."""
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(sync, [folder, *folder.rglob("*")]))
+        list(pool.map(sync, paths))
 
 
 def sync(path: Path) -> None:

@@ -15,6 +15,7 @@ import sys
 import warnings
 import zipfile
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -34,6 +35,7 @@ MAX_HEADER_BYTES = 16 << 10
 MAX_DEFLATE_RATIO = 1032
 """No DEFLATE stream expands further (https://zlib.net/zlib_tech.html), so a greater claim is a lie."""
 
+_USUAL_HEADER_BYTES = 256
 _PIECE_BYTES = 1 << 20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _KINDS = {
@@ -121,18 +123,20 @@ class Archive:
     def header(self, name: str) -> Header:
         """Shape and dtype of an array, without reading its data."""
         member = self._member(name)
-        head = self._read(member, min(member.compress_size, MAX_HEADER_BYTES))
-        if member.compress_type == zipfile.ZIP_DEFLATED:
-            try:
-                head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, MAX_HEADER_BYTES)
-            except zlib.error as error:
-                raise self.error(name, f"is damaged ({error}); write the file again") from error
-        return self._parse_header(name, member, head)
+        for limit in (_USUAL_HEADER_BYTES, MAX_HEADER_BYTES):
+            head = self._read(member, min(member.compress_size, limit))
+            if member.compress_type == zipfile.ZIP_DEFLATED:
+                try:
+                    head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, limit)
+                except zlib.error as error:
+                    raise self.error(name, f"is damaged ({error}); write the file again") from error
+            if _header_size(head) <= limit:
+                break
+        return self._checked_header(name, member, head)
 
     def array(self, name: str, max_bytes: int = MAX_ARRAY_BYTES) -> NDArray[Any]:
         """Read an array, compare its CRC-32, and return it writable and in native byte order."""
         member = self._member(name, max_bytes)
-        header = self.header(name)
         data = bytearray(self._read(member, member.compress_size))
         if member.compress_type == zipfile.ZIP_DEFLATED:
             try:
@@ -141,6 +145,7 @@ class Archive:
                 raise self.error(name, f"is damaged (inflating: {error}); write the file again") from error
         if len(data) != member.file_size or deflate.crc32(data) != member.CRC:
             raise self.error(name, "fails its CRC-32 check: damaged; write the file again")
+        header = self._checked_header(name, member, bytes(data[:MAX_HEADER_BYTES]))
         order: Literal["C", "F"] = "F" if header.fortran_order else "C"
         try:
             array: NDArray[Any] = np.ndarray(header.shape, header.dtype, data, header.offset, order=order)
@@ -246,16 +251,10 @@ class Archive:
                 name, "is not where the archive's directory says: damaged; write the file again"
             ) from error
 
-    def _parse_header(self, name: str, member: zipfile.ZipInfo, head: bytes) -> Header:
-        stream = io.BytesIO(head)
+    def _checked_header(self, name: str, member: zipfile.ZipInfo, head: bytes) -> Header:
         try:
-            with warnings.catch_warnings(action="ignore"):
-                version = np.lib.format.read_magic(stream)
-                # 3.0 differs from 2.0 in the encoding of fields' names alone, and arrays with fields are refused
-                read = {(1, 0): np.lib.format.read_array_header_1_0} | dict.fromkeys(
-                    [(2, 0), (3, 0)], np.lib.format.read_array_header_2_0
-                )
-                shape, fortran_order, dtype = read[version](stream)
+            header = _parsed(head[: _header_size(head)])
+            shape, dtype = header.shape, header.dtype
         except Exception as error:  # numpy evaluates the header as Python, which can fail in any way
             if isinstance(error.__cause__, TypeError):  # the header is sound, but numpy.dtype does not take its dtype
                 found = f"has a dtype that numpy does not know ({str(error)[:100]})"
@@ -266,10 +265,30 @@ class Archive:
         if dtype.names or dtype.subdtype:
             raise self.error(name, f"must hold plain numbers or text, found {dtype}; write the file again")
         plain = all(type(size) is int and size >= 0 for size in shape)
-        if not plain or stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+        if not plain or header.offset + math.prod(shape) * dtype.itemsize != member.file_size:
             raise self.error(name, f"has shape {shape} of {dtype}, which does not fit its {member.file_size:,} bytes")
-        return Header(shape, dtype, fortran_order, stream.tell())
+        return header
 
     def error(self, name: str, problem: str) -> NpzError:
         """Make the error that says what is wrong with an array of this file."""
         return NpzError.of(self.path, f"array '{shown(name)}' {problem}")
+
+
+def _header_size(head: bytes) -> int:
+    """Return how long a header says that it is, from the beginning of the file; its first 12 bytes tell."""
+    width = 2 if head[6:7] == b"\1" else 4
+    return 8 + width + int.from_bytes(head[8 : 8 + width], "little")
+
+
+@lru_cache(maxsize=1024)
+def _parsed(head: bytes) -> Header:
+    """Read an npy header, which most files of an extraction have in common; numpy may raise anything."""
+    stream = io.BytesIO(head)
+    with warnings.catch_warnings(action="ignore"):
+        version = np.lib.format.read_magic(stream)
+        # 3.0 differs from 2.0 in the encoding of fields' names alone, and arrays with fields are refused
+        read = {(1, 0): np.lib.format.read_array_header_1_0} | dict.fromkeys(
+            [(2, 0), (3, 0)], np.lib.format.read_array_header_2_0
+        )
+        shape, fortran_order, dtype = read[version](stream)
+    return Header(shape, dtype, fortran_order, stream.tell())

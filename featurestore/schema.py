@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-SCHEMA_VERSION = 1
-"""Version of the store's layout and of the dataset files, recorded in both."""
+SCHEMA_VERSION = 2
+"""Version of the store's layout, recorded in every store."""
+
+DATASET_VERSION = 1
+"""Version of the dataset files, recorded in every dataset."""
 
 EMBEDDINGS = "embeddings"
 HIDDEN_STATES = "hidden_states"
 ACTIVATIONS = "activations"
 
-ARRAY_DIMS = {
-    EMBEDDINGS: ("sentence", "token", "hidden"),
-    HIDDEN_STATES: ("sentence", "token", "layer", "hidden"),
-    ACTIVATIONS: ("sentence", "token", "layer", "feature"),
-}
-"""The three data arrays of a store and their dims."""
+ARRAYS = (EMBEDDINGS, HIDDEN_STATES, ACTIVATIONS)
+"""The data arrays of a store, each of which may be absent."""
+
+ATTRIBUTES = ("model", "model_revision", "tokenizer", "sae_release", "sae_ids")
+"""What a store's attributes say of where its values come from, if its maker has said so."""
 
 NORMALIZATIONS = ("standardize", "minmax", "none")
 """The normalization methods; the first is the default."""
@@ -39,48 +41,79 @@ MIN_ACTIVE = 5
 STORES, DATASETS = Path("stores"), Path("generated_datasets")
 """Where stores and datasets go that are given no other place: below the working folder."""
 
-LIMITS = {"sentence": 10**7, "token": 10**6, "layer": 10**4, "hidden": 10**6, "feature": 10**8}
+LIMITS = {"sentence": 10**7, "token": 10**6, "layer": 10**4, "sae": 10**4, "hidden": 10**6, "feature": 10**8}
 """Sizes of the dims up to which files are believed."""
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what, done, total)``."""
 
-Dtypes = tuple[str, str, str]
+
+def array_dims(dtypes: tuple[str, ...], sae_dim: str) -> dict[str, tuple[str, ...]]:
+    """Dims of each data array that has a dtype."""
+    dims = {
+        EMBEDDINGS: ("sentence", "token", "hidden"),
+        HIDDEN_STATES: ("sentence", "token", "layer", "hidden"),
+        ACTIVATIONS: ("sentence", "token", sae_dim, "feature"),
+    }
+    return {name: dims[name] for name, dtype in zip(ARRAYS, dtypes, strict=True) if dtype}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Extraction:
     """What one extraction run fixes for all its sentences; a store holds exactly one.
 
     Attributes
     ----------
     layers : tuple of int
-        Layer of each SAE configuration; a layer with several SAEs appears several times.
-    average_l0s : tuple of int
-        Nominal average L0 of each SAE configuration.
+        Each layer of the hidden states; without hidden states, of the SAEs, if each layer has one. Else empty.
+    sae_layers : tuple of int
+        Layer of each SAE, in the order of the activations; empty without activations.
+    average_l0s : tuple of int or float
+        Nominal average L0 of each SAE.
     hidden : int
-        Width of the residual stream.
+        Width of the residual stream; 0 with neither embeddings nor hidden states.
     features : int
-        Number of SAE features.
+        Number of features of each SAE; 0 without activations.
     dtypes : tuple of str
-        Of `embeddings`, `hidden_states` and `activations`, such as ``"float16"``.
+        Of `embeddings`, `hidden_states` and `activations`, such as ``"float16"``; empty where one is absent.
     """
 
     layers: tuple[int, ...]
-    average_l0s: tuple[int, ...]
+    sae_layers: tuple[int, ...]
+    average_l0s: tuple[float, ...]
     hidden: int
     features: int
-    dtypes: Dtypes
+    dtypes: tuple[str, ...]
+
+    @property
+    def sae_dim(self) -> str:
+        """Dim of the SAEs: ``"layer"`` where each layer has one, otherwise ``"sae"``."""
+        return "layer" if self.sae_layers in ((), self.layers) else "sae"
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Dims of each data array that there is."""
+        return array_dims(self.dtypes, self.sae_dim)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each dim that does not grow, as far as an array has it."""
+        sizes = {"layer": len(self.layers), "sae": len(self.sae_layers)}
+        sizes |= {"hidden": self.hidden, "feature": self.features}
+        used = {dim for dims in self.dims.values() for dim in dims}
+        return {dim: size for dim, size in sizes.items() if dim in used}
 
     def differences(self, other: Extraction) -> list[str]:
         """Say in words where `other` differs from this, one string a difference."""
-        names = ("layers", "average_l0s", "hidden", "features", "dtypes")
+        names = ["layers", "sae_layers", "average_l0s", "hidden", "features", "dtypes"]
+        if self.sae_dim == other.sae_dim == "layer":
+            names.remove("sae_layers")
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return [f"{name} {_brief(theirs)} instead of {_brief(ours)}" for name, ours, theirs in pairs if ours != theirs]
 
 
 def _brief(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(str(one) or "none" for one in value) or "none" if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
@@ -123,23 +156,26 @@ class Sentence:
         The sentence.
     fragments : tuple of str
         The T cumulative fragments.
-    label : int
-        Concept strength.
-    embeddings : ndarray, (T, H)
+    label : int or None
+        Concept strength, if there is a label.
+    special : ndarray, (T,) bool
+        Which tokens are special ones, such as a BOS.
+    embeddings : ndarray, (T, H), or None
         Before the first block.
-    hidden_states : ndarray, (L, T, H)
-        Residual stream after each layer.
-    activations : ndarray, (L, T, F)
-        SAE features.
+    hidden_states : ndarray, (L, T, H), or None
+        Residual stream after each layer, each layer once.
+    activations : ndarray, (S, T, F), or None
+        SAE features, of each SAE.
     """
 
     file: SentenceFile
     text: str
     fragments: tuple[str, ...]
-    label: int
-    embeddings: NDArray[np.floating]
-    hidden_states: NDArray[np.floating]
-    activations: NDArray[np.floating]
+    label: int | None
+    special: NDArray[np.bool_]
+    embeddings: NDArray[np.floating] | None
+    hidden_states: NDArray[np.floating] | None
+    activations: NDArray[np.floating] | None
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,20 @@ class Table:
         return f"found {shortened(', '.join(self.header)) or 'none'}"
 
 
+def number(where: str, column: str, cell: str) -> int | float:
+    """Read a number, such as an average L0; a whole one as int.
+
+    Raises
+    ------
+    ParameterError
+        If `cell` is something else.
+    """
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?", cell):
+        raise ParameterError(f"{where}: {column}: expected a number, found {brief(cell)}")
+    value = float(cell)
+    return int(value) if value.is_integer() else value
+
+
 def whole_number(where: str, column: str, cell: str) -> int:
     """Read an integer, also one that became a float on the way, such as 3.0.
 

@@ -16,7 +16,7 @@ def sentence_arrays(
     *,
     tokens: int = 4,
     layers: Sequence[int] = (0, 1, 5),
-    average_l0s: Sequence[int] | None = None,
+    average_l0s: Sequence[float] | None = None,
     hidden: int = 6,
     features: int = 10,
     dtype: str = "float16",
@@ -27,6 +27,9 @@ def sentence_arrays(
     n_layers = len(layers)
     activations = rng.gamma(2.0, 3.0, (n_layers, tokens, features)).astype(np.float32)
     activations[rng.random(activations.shape) < 0.7] = 0
+    embeddings = rng.standard_normal((tokens, hidden)).astype(dtype)
+    hidden_states = (5 * rng.standard_normal((n_layers, tokens, hidden))).astype(dtype)
+    hidden_states = hidden_states[[list(layers).index(layer) for layer in layers]]  # the same for each SAE of a layer
     words = [f"w{index}.{position}" for position in range(tokens)]
     fragments = [" ".join(words[: position + 1]) for position in range(tokens)]
     return {
@@ -37,8 +40,8 @@ def sentence_arrays(
         "token_positions": np.arange(tokens),
         "is_final_token": np.arange(tokens) == tokens - 1,
         "fragment_lengths": np.arange(1, tokens + 1),
-        "embeddings": rng.standard_normal((tokens, hidden)).astype(dtype),
-        "hidden_states": (5 * rng.standard_normal((n_layers, tokens, hidden))).astype(dtype),
+        "embeddings": embeddings,
+        "hidden_states": hidden_states,
         "activations": activations,
         "layers": np.array(layers),
         "average_l0s": np.array(average_l0s or [3] * n_layers),

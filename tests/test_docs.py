@@ -141,12 +141,13 @@ def test_sentence_arrays_are_required_or_optional_as_written(array: str, note: s
 
 def test_sentence_arrays_have_the_shapes_and_dtypes_as_written() -> None:
     with np.load("examples/dishonesty/sentence_000001.npz") as sentence:
-        T, H, L, F = 18, 576, 11, 1024
+        T, H, L, S, F = 18, 576, 11, 11, 1024
         shapes = {
             "(T, H)": (T, H),
             "(L, T, H)": (L, T, H),
-            "(L, T, F)": (L, T, F),
+            "(S, T, F)": (S, T, F),
             "(L,)": (L,),
+            "(S,)": (S,),
             "(T,)": (T,),
             "()": (),
         }

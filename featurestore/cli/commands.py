@@ -14,7 +14,7 @@ import click
 from featurestore.cli import options
 from featurestore.cli.terminal import Boundary, Echo, Progress, UserPath, logger, say, verbosity
 from featurestore.errors import ParameterError
-from featurestore.schema import DATASETS, NORMALIZATIONS, STORES, __version__
+from featurestore.schema import ATTRIBUTES, DATASETS, NORMALIZATIONS, STORES, __version__
 from featurestore.strategies import registry
 
 SPLIT_FLAGS = (
@@ -32,6 +32,14 @@ def split_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def attributes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what a store may say of where its values come from."""
+    for name in reversed(ATTRIBUTES):
+        words = name.replace("_", " ").replace("sae", "SAE").replace("ids", "ids, as one text")
+        command = click.option(f"--{name.replace('_', '-')}", metavar="TEXT", help=f"Recorded as the {words}.")(command)
+    return command
+
+
 @click.group(cls=Boundary, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="featurestore")
 def main() -> None:
@@ -45,10 +53,12 @@ def main() -> None:
 @main.command()
 @click.argument("folder", type=UserPath())
 @click.option("--store", type=UserPath(), help="The store.  [default: stores/<folder name>.zarr]")
+@click.option("--special-first", type=int, metavar="N", help="Mark the first N tokens as special ones, such as a BOS.")
+@attributes
 @click.option("--skip-bad", is_flag=True, help="Leave bad files out, and record them in the store.")
 @click.option("--wait", is_flag=True, help="Wait while another process writes the store.")
 @verbosity
-def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None:
+def ingest(folder: Path, store: Path | None, **options: Any) -> None:
     """Bring a store up to date with a FOLDER of sentence NPZs.
 
     Sentences that are there already are skipped, so the same command also goes on after an interruption and appends
@@ -57,7 +67,7 @@ def ingest(folder: Path, store: Path | None, skip_bad: bool, wait: bool) -> None
     from featurestore.store import ingest as ingestion
 
     with Progress() as progress:
-        done = ingestion.ingest(folder, store, skip_bad=skip_bad, wait=wait, progress=progress)
+        done = ingestion.ingest(folder, store, **options, progress=progress)
     say(
         f"{done.store}: {done.n_sentences} sentences ({done.added} added, {done.present} there already, "
         f"{len(done.skipped)} left out)"

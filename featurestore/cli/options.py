@@ -10,12 +10,14 @@ import click
 
 from featurestore.cli.terminal import UserPath
 from featurestore.ranges import Numbers, format_numbers
-from featurestore.strategies import Option, Strategy, list_strategies, load_plugin
+from featurestore.strategies import NUMBER, Option, Strategy, list_strategies, load_plugin
 
 _ALL, _CHOSEN = "featurestore.strategies", "featurestore.chosen"
 """Strategies, in the context of an invocation."""
 
 _FLAG: dict[str, Any] = {"is_flag": True, "flag_value": True}  # the second for click 8.2
+
+_CLICK_TYPES: dict[Any, Any] = {Numbers: str, NUMBER: float}
 
 
 class StrategyName(click.Choice[str]):
@@ -117,7 +119,7 @@ def _click_options(strategy: Strategy) -> list[click.Option]:
     return [
         click.Option(
             ["/".join(option.flags), option.name],
-            type=str if option.type == Numbers else option.type,
+            type=_CLICK_TYPES.get(option.type, option.type),
             **(_FLAG if option.type is bool else {}),
             default=None,
             metavar="SPEC" if option.type == Numbers else None,

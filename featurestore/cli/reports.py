@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from featurestore.datasets.library import DatasetEntry
 from featurestore.errors import shown
 from featurestore.ranges import format_numbers
+from featurestore.schema import ATTRIBUTES
 
 if TYPE_CHECKING:
     from featurestore.recipes.sweep import Sweep
@@ -29,10 +30,13 @@ def info(found: StoreInfo) -> str:
         sentences += (
             f" of {found.expected_sentences:,}: INCOMPLETE, its ingest goes on, or was interrupted: run it again"
         )
+    labels = [f"{label}: {count:,}" for label, count in found.labels.items()]
+    unlabelled = [f"without: {found.unlabelled:,}"] * bool(found.unlabelled)
     rows = {
         "sentences": sentences,
-        "labels": ", ".join(f"{label}: {count:,}" for label, count in found.labels.items()) or "none",
+        "labels": ", ".join([*labels, *unlabelled]) or "none",
         "tokens a sentence": tokens,
+        "layers": format_numbers(found.layers) or "none",
         "hidden": f"{found.hidden:,}",
         "features": f"{found.features:,}",
         "dtypes": ", ".join(f"{name} {dtype}" for name, dtype in found.dtypes.items()),
@@ -40,12 +44,13 @@ def info(found: StoreInfo) -> str:
         "on disk": f"{found.bytes_on_disk / 1e6:,.1f} MB",
         "left out": f"{len(found.skipped):,} files",
     }
+    rows |= {name.replace("_", " "): text for name, text in found.described.items() if name in ATTRIBUTES}
     lines = [f"{found.path}", *(f"  {name:18} {value}" for name, value in rows.items())]
     lines += [f"    {file}: {reason}" for file, reason in found.skipped]
-    lines += ["", "  layer  average L0  measured at final tokens"]
+    lines += ["", "  layer  average L0  measured at final tokens"] if found.saes else []
     for sae in found.saes:
         mark = "  MISMATCH: check the extraction" if sae.mismatch else ""
-        lines.append(f"  {sae.layer:5}  {sae.average_l0:10}  {sae.measured_l0:24.1f}{mark}")
+        lines.append(f"  {sae.layer:5}  {sae.average_l0:10g}  {sae.measured_l0:24.1f}{mark}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from featurestore.datasets.dataset import Dataset
 from featurestore.datasets.normalize import Normalization, Statistics
 from featurestore.datasets.raw import Loaded
 from featurestore.errors import NonFiniteError, SelectionError, some, spelled
-from featurestore.schema import SCHEMA_VERSION, __version__
+from featurestore.schema import DATASET_VERSION, __version__
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -131,7 +131,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
         metadata["strategy_code"] = plan.strategy.code
     metadata |= view.outputs(plan) | {
         "store": view.name,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": DATASET_VERSION,
         "featurestore_version": __version__,
         "parameters": plan.json,
         "fingerprint": view.fingerprint(plan),

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from featurestore.schema import SCHEMA_VERSION
+from featurestore.schema import DATASET_VERSION
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ def fingerprint(plan: str, store_digest: str, groups_digest: str, code: str = ""
         `Split.version`: nothing where sides have never changed, or without a split.
     """
     further = [text for text in (code, split_version and f"split {split_version}") if text]
-    content = json.dumps([SCHEMA_VERSION, plan, store_digest, groups_digest, *further])
+    content = json.dumps([DATASET_VERSION, plan, store_digest, groups_digest, *further])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import ParameterError, SelectionError, shown
-from featurestore.schema import ACTIVATIONS
-from featurestore.strategies import final, sae_positions
-from featurestore.texts import Table, whole_number
+from featurestore.strategies import activations_at, sae_layers, sae_positions
+from featurestore.texts import Table, number, whole_number
 
 if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-Target = dict[str, int]
+Target = dict[str, int | float]
 """A feature, as options of a strategy: target_layer, target_feature, average_l0."""
 
 _ROWS = 64
@@ -42,14 +41,17 @@ def read_ranked(path: Path, top: int | None) -> list[Target]:
     Raises
     ------
     ParameterError
-        If the file cannot be read, a column is missing, a cell is no integer, or there are fewer features.
+        If the file cannot be read, a column is missing, a cell is no number, or there are fewer features.
     """
-    targets: dict[tuple[int, ...], Target] = {}
+    targets: dict[tuple[float, ...], Target] = {}
     for where, cells in Table(path).rows(list(_COLUMNS.values())):
         if len(targets) == top:
             break
         named = zip(_COLUMNS.items(), cells, strict=True)
-        target = {name: whole_number(where, column, cell) for (name, column), cell in named}
+        target: Target = {
+            name: (number if name == "average_l0" else whole_number)(where, column, cell)
+            for (name, column), cell in named
+        }
         targets.setdefault(tuple(target.values()), target)
     if len(targets) < (top or 1):
         raise ParameterError(f"{shown(path)}: expected at least {top or 1} features, found {len(targets)}")
@@ -116,6 +118,8 @@ def rank(
 def _centred_labels(ds: xr.Dataset, by: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the label of each sentence about their mean, (sentence, 1); NaN for one that does not count."""
     counted = rows & (ds["n_nonfinite"].values == 0)
+    if by == "label":
+        counted &= ds["has_label"].values
     labels = ds["label"].values.astype(np.float64)
     if not counted.any():
         raise SelectionError("has no training sentence with finite values, so no feature can be ranked")
@@ -133,7 +137,7 @@ def _moments_of(
 
     reduced = (
         da.reduction(
-            final(ds[ACTIVATIONS], layer=position).data,
+            activations_at(ds, position).data,
             chunk=_moments, combine=_merged, aggregate=_merged, axis=0, keepdims=True, output_size=_N_MOMENTS,
             dtype=np.float64, weights=labels,
         )
@@ -145,9 +149,9 @@ def _moments_of(
 
 def _target(ds: xr.Dataset, position: int, feature: int) -> Target:
     return {
-        "target_layer": int(ds["layer"].values[position]),
+        "target_layer": sae_layers(ds)[position],
         "target_feature": feature,
-        "average_l0": int(ds["average_l0"].values[position]),
+        "average_l0": ds["average_l0"].values[position].item(),
     }
 
 

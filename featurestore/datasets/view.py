@@ -15,11 +15,12 @@ from featurestore.datasets.fingerprints import fingerprint, sentences_digest
 from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
 from featurestore.errors import DatasetError, SelectionError, StrategyError, spelled
-from featurestore.schema import ACTIVATIONS, EMBEDDINGS
+from featurestore.ranges import format_numbers
+from featurestore.schema import ACTIVATIONS, EMBEDDINGS, HIDDEN_STATES
 from featurestore.splits import split as splits
 from featurestore.store.reading import open_for_building
 from featurestore.store.snapshot import store_name
-from featurestore.strategies import Option, Selection, check_feature, sae_position, sae_positions
+from featurestore.strategies import Option, Selection, check_feature, sae_layers, sae_position, sae_positions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -159,26 +160,33 @@ class StoreView:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Its layers, each once."""
-        return tuple(dict.fromkeys(self.ds["layer"].values.tolist()))
+        """Layers of its hidden states; where there are none, of its SAEs."""
+        return tuple(self.ds["layer"].values.tolist()) if HIDDEN_STATES in self.ds else self.sae_layers
 
-    def average_l0s(self, layer: int) -> list[int]:
+    @property
+    def sae_layers(self) -> tuple[int, ...]:
+        """Layers that have an SAE, each once."""
+        return tuple(dict.fromkeys(sae_layers(self.ds))) if ACTIVATIONS in self.ds else ()
+
+    def average_l0s(self, layer: int) -> list[float]:
         """Return the average L0 of each SAE of a layer."""
-        return [int(self.ds["average_l0"].values[position]) for position in sae_positions(self.ds, layer)]
+        return [self.ds["average_l0"].values[position].item() for position in sae_positions(self.ds, layer)]
 
     def check_option(self, option: Option, value: Any) -> None:
         """Check the layers or features that an option names; raises SelectionError if the store lacks one."""
         if option.names_layers:
+            known = tuple(dict.fromkeys((*self.layers, *self.sae_layers)))
             for layer in np.ravel(value).tolist():
-                sae_positions(self.ds, layer)
+                if known and layer not in known:
+                    raise SelectionError(f"has no layer {layer}: choose from {format_numbers(known)}")
         elif option.names_features:
             for feature in np.ravel(value).tolist():
                 check_feature(self.ds, feature)
 
-    def check_target(self, target_layer: int, target_feature: int, average_l0: int | None = None) -> None:
+    def check_target(self, target: Target) -> None:
         """Check a feature; raises SelectionError if the store lacks it, or the layer has several SAEs."""
-        sae_position(self.ds, target_layer, average_l0)
-        check_feature(self.ds, target_feature)
+        sae_position(self.ds, int(target["target_layer"]), target.get("average_l0"))
+        check_feature(self.ds, int(target["target_feature"]))
 
     def rank(
         self, by: str, layers: Sequence[int], top: int, rows: Array, split: SplitOptions | None, min_active: int
@@ -282,7 +290,7 @@ _ABOUT_ACTIVATIONS = {"average_l0": "average_l0", "features": "feature"}
 def _about(array: xr.DataArray, coord: str) -> Array | None:
     """Return a coordinate of the columns, if there is one of numbers."""
     known = array.coords.get(coord)
-    if known is None or known.ndim > 1 or "sentence" in known.dims or known.dtype.kind not in "iu":
+    if known is None or known.ndim > 1 or "sentence" in known.dims or known.dtype.kind not in "iuf":
         return None
     values: Array = array[coord].values
     return values

@@ -15,7 +15,7 @@ from featurestore.ranges import parse_numbers
 from featurestore.recipes.nodes import Faults, Node
 from featurestore.recipes.targets import ALL, TARGET, Ranking, Targets, checked, read_targets
 from featurestore.schema import NORMALIZATIONS
-from featurestore.strategies import Option, Strategy, get_strategy
+from featurestore.strategies import NUMBER, Option, Strategy, get_strategy
 
 if TYPE_CHECKING:
     from featurestore.datasets.view import StoreView
@@ -148,7 +148,7 @@ def _values(option: Option, node: Node, view: StoreView | None) -> list[Any]:
             if item.is_word(ALL) and option.names_layers:
                 layers = view.layers if view else (0,)
                 found: list[Any] = [*layers] if option.type is int else [layers]
-            elif option.type is int and isinstance(item.value, str):
+            elif option.type in (int, NUMBER) and isinstance(item.value, str):
                 found = [*parse_numbers(spelled(option.name), item.value)]
             else:
                 found = [option.convert(item.plain())]

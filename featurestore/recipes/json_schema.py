@@ -11,7 +11,7 @@ from featurestore.recipes.entry import entry_keys
 from featurestore.recipes.recipe import PROBLEMS
 from featurestore.recipes.targets import ALL
 from featurestore.schema import DATASETS, MIN_ACTIVE, NORMALIZATIONS
-from featurestore.strategies import Option, Strategy, list_strategies
+from featurestore.strategies import NUMBER, Option, Strategy, list_strategies
 
 _RANGE = r"^\s*\d{1,6}(\s*-\s*\d{1,6})?\s*(,\s*\d{1,6}(\s*-\s*\d{1,6})?\s*)*$"
 _INTEGER = {"type": "integer", "minimum": 0}
@@ -19,6 +19,7 @@ _COUNT = {"type": "integer", "minimum": 1}
 _SIMPLE: dict[Any, dict[str, Any]] = {
     int: _INTEGER,
     float: {"type": "number"},
+    NUMBER: {"type": "number", "minimum": 0},
     str: {"type": "string"},
     bool: {"type": "boolean"},
 }
@@ -88,7 +89,7 @@ def _own(properties: dict[str, Any]) -> dict[str, Any]:
 def _value(option: Option) -> dict[str, Any]:
     """Describe one value: a single number may also be a range of them, each of which is built."""
     choices: list[dict[str, Any]] = [_SIMPLE.get(option.type, _INTEGER)]
-    if option.type in (int, Numbers):
+    if option.type in (int, NUMBER, Numbers):
         choices.append({"type": "string", "pattern": _RANGE})
     if option.names_layers:
         choices.append({"const": ALL})
@@ -96,7 +97,7 @@ def _value(option: Option) -> dict[str, Any]:
 
 
 def _targets() -> dict[str, Any]:
-    pair = {"type": "array", "items": _INTEGER, "minItems": 2, "maxItems": 3}
+    pair = {"type": "array", "prefixItems": [_INTEGER, _INTEGER, _SIMPLE[NUMBER]], "minItems": 2, "maxItems": 3}
     ranked = _object({"ranked": {"type": "string", "description": "A ranked_features.csv."}, "top": _COUNT}, ["ranked"])
     ranking = _object(
         {

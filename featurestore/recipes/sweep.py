@@ -21,11 +21,13 @@ from featurestore.datasets.journal import Journal
 from featurestore.datasets.raw import Probed, probe, read
 from featurestore.datasets.view import StoreView
 from featurestore.errors import NonFiniteError, RecipeError, speaking
+from featurestore.paths import as_path
 from featurestore.recipes.jobs import Job, check_outputs, jobs_of
 from featurestore.recipes.recipe import Recipe, load_recipe
 from featurestore.schema import Progress
 from featurestore.store.ingest import find_store, store_path
 from featurestore.store.outline import outline
+from featurestore.store.snapshot import is_store
 
 logger = logging.getLogger(__name__)
 
@@ -120,11 +122,14 @@ def _opened(study: Recipe, dry_run: bool, wait: bool, progress: Progress) -> lis
     views: dict[str, StoreView] = {}
     for node in study.stores:
         with node.located():
-            scanned = outline(node.text(), progress=progress) if dry_run else None
-            if scanned is None:
-                view = StoreView(find_store(node.text(), wait=wait, progress=progress))
+            source = as_path(node.text())
+            scanned = outline(source, progress=progress) if dry_run else None
+            if not dry_run:
+                view = StoreView(find_store(source, wait=wait, progress=progress))
+            elif scanned is None:  # up to date, and nothing is written beside it
+                view = StoreView(source if is_store(source) else store_path(source))
             else:
-                view = StoreView(store_path(node.text()), scanned)
+                view = StoreView(store_path(source), scanned)
                 found = "%s is not ingested yet, or not wholly: its %d sentences are scanned, their values not checked"
                 logger.info(found, node.text(), len(view.sentences))
         if view.name in views:

@@ -66,7 +66,7 @@ class Ranking:
         the feature.
         """
         with self.node.located():
-            layers = self.layers or view.layers
+            layers = self.layers or view.sae_layers
             some_target = with_sae({"target_layer": layers[0], "target_feature": 0}, view)
             selected = _selected(view, strategy, options, some_target)
             counted = selected.positions[selected.usable()] if self.drop_nonfinite else selected.positions
@@ -105,13 +105,13 @@ def read_targets(node: Node, *, min_active: int, drop_nonfinite: bool) -> tuple[
 def checked(node: Node, target: Target, view: StoreView) -> Target:
     """Check a target, and say of which SAE it is only as far as that tells anything."""
     with node.located():
-        view.check_target(**target)
+        view.check_target(target)
     return with_sae(target, view)
 
 
 def with_sae(target: Target, view: StoreView) -> Target:
     """Name the SAE of a target by its average L0, by default the first, but only where its layer has several."""
-    average_l0s = view.average_l0s(target["target_layer"])
+    average_l0s = view.average_l0s(int(target["target_layer"]))
     if len(average_l0s) == 1:
         return {name: value for name, value in target.items() if name != "average_l0"}
     return {"average_l0": average_l0s[0]} | target
@@ -123,10 +123,12 @@ def _selected(view: StoreView, strategy: str, options: Mapping[str, Any], target
 
 def _pair(node: Node) -> Target:
     pair = node.plain()
-    if not isinstance(pair, list) or len(pair) not in (2, 3) or any(type(number) is not int for number in pair):
+    kinds = [type(number) for number in pair] if isinstance(pair, list) else []
+    if kinds not in ([int, int], [int, int, int], [int, int, float]):
         raise node.error(f"expected [layer, feature], or [layer, feature, average L0], found {brief(pair)}")
     with node.located():
-        return {name: integer(name, number) for name, number in zip((*TARGET, "average_l0"), pair, strict=False)}
+        target: Target = {name: integer(name, number) for name, number in zip(TARGET, pair, strict=False)}
+    return target | dict(zip(["average_l0"], pair[2:], strict=False))
 
 
 def _of_file(node: Node) -> tuple[list[Located], list[File]]:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+import numpy as np
+
 from featurestore.errors import NpzError, some, spelled
-from featurestore.schema import Progress, SentenceFile, Skipped
+from featurestore.schema import HIDDEN_STATES, Progress, SentenceFile, Skipped
 from featurestore.sources import sentences
 from featurestore.store.batch import Staged, stage
 from featurestore.store.commit import Writer
@@ -26,8 +28,17 @@ READER_BYTES = 1 << 30
 BATCH_BYTES = 256 << 20
 """A batch is written when it fills its shards, or earlier, when its sentences are so long that they exceed this."""
 
-READ_AHEAD = 8
-"""Sentences that are being read or wait for their batch; more gained nothing on two cores."""
+READ_AHEAD = 32
+"""Sentences that are being read or wait for their batch, so that reading goes on while a batch is written; fewer where
+they are so long that they would exceed `BATCH_BYTES`."""
+
+MAX_NORM_RATIO = 10
+"""A first token whose hidden states are so many times as large as the sentence's median is taken for a BOS."""
+
+_STANDS_OUT = (
+    "the first token has hidden states of more than %d times the median norm, as a BOS has, and is not marked as a "
+    "special token; if it is one, ingest into a new store with %s"
+)
 
 
 def append(
@@ -55,18 +66,23 @@ def append(
 
     def load(file: SentenceFile) -> Staged | Skipped:
         try:
-            return stage(sentences.read(file))
+            return stage(sentences.read(file), special_first)
         except NpzError as error:
             if may_be_bad is None or file.path.name in may_be_bad:
                 return Skipped(file.path.name, error.reason)
             raise NpzError.of(file.path, f"{error.reason}; {advice}") from error
 
+    special_first = writer.snapshot.special_first
     damaged: list[Skipped] = []
     nonfinite: dict[str, int] = {}
     expected = writer.n_sentences + len(files)
-    readers = max(1, min(MAX_READERS, os.cpu_count() or 1, READER_BYTES // _largest(files)))
+    dense, staged = _largest(files)
+    readers = max(1, min(MAX_READERS, os.cpu_count() or 1, READER_BYTES // dense))
+    ahead = max(readers, min(READ_AHEAD, BATCH_BYTES // staged))
     with ThreadPoolExecutor(readers) as pool:
-        for batch in _batches(_in_order(pool, load, files, READ_AHEAD), writer, damaged, len(files), progress):
+        for batch in _batches(_in_order(pool, load, files, ahead), writer, damaged, len(files), progress):
+            if writer.n_sentences == 0 and sum(map(_first_stands_out, batch)) > len(batch) / 2:
+                logger.warning(_STANDS_OUT, MAX_NORM_RATIO, spelled("special_first", 1))
             writer.append(batch, expected)
             nonfinite |= {str(one.coords["source"]): n for one in batch if (n := int(one.coords["n_nonfinite"]))}
     _warn(nonfinite, [file.path.name for file in files if file.n_after_final])
@@ -91,6 +107,17 @@ def _batches(
         yield batch
 
 
+def _first_stands_out(sentence: Staged) -> bool:
+    """Tell whether the first token's norm is far above the others', and it is not marked as a special one."""
+    hidden_states = sentence.dense.get(HIDDEN_STATES)
+    if hidden_states is None or sentence.n_tokens < 3 or sentence.token_coords["is_special"][-1]:
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):  # of values that are not finite, which are counted elsewhere
+        norms = np.linalg.norm(hidden_states.astype(np.float32), axis=-1)
+        ratios = norms[-1] / np.maximum(np.median(norms, axis=0), 1e-30)
+        return bool(np.median(ratios) > MAX_NORM_RATIO)
+
+
 def _warn(nonfinite: dict[str, int], longer: Sequence[str]) -> None:
     if nonfinite:
         logger.warning(
@@ -103,10 +130,13 @@ def _warn(nonfinite: dict[str, int], longer: Sequence[str]) -> None:
         logger.warning("left out the fragments after the final token in %s", some(longer))
 
 
-def _largest(files: Sequence[SentenceFile]) -> int:
-    """Bytes of the largest dense activations among some files; at least 1."""
-    sizes = (file.n_tokens * len(file.extraction.layers) * file.extraction.features * 4 for file in files)
-    return max(sizes, default=1)
+def _largest(files: Sequence[SentenceFile]) -> tuple[int, int]:
+    """Return the most bytes that a file's dense activations have, and its hidden states; at least 1."""
+    longest = max((file.n_tokens for file in files), default=0)
+    extractions = {file.extraction for file in files}
+    activations = max((len(one.sae_layers) * one.features for one in extractions), default=0)
+    hidden_states = max((len(one.layers) * one.hidden for one in extractions), default=0)
+    return max(1, longest * activations * 4), max(1, longest * hidden_states * 4)
 
 
 def _in_order(

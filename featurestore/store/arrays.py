@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import StoreError
-from featurestore.schema import ARRAY_DIMS
+from featurestore.schema import ARRAYS
 from featurestore.store.layout import Metadata, file_name
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ class StoredArray:
         self._longest = None
         if self._token_axis and n_tokens is not None and len(n_tokens):
             self._longest = np.maximum.reduceat(n_tokens, range(0, len(n_tokens), self._files[0]))
-        self.shape, self.dtype, self.ndim = self._array.shape, self._array.dtype, self._array.ndim
+        self.shape, self.ndim = self._array.shape, self._array.ndim
+        is_text = metadata["data_type"] == "string"  # numpy's StringDType breaks much of xarray
+        self.dtype = np.dtype(object) if is_text else self._array.dtype
 
     def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
         axis = self._token_axis
@@ -96,12 +98,13 @@ class StoredArray:
         return np.flip(values, axis - sum(isinstance(index, int) for index in key[:axis]))
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        if (self._longest is not None or self._name not in ARRAY_DIMS) and (file := self._missing(key)):
+        if (self._longest is not None or self._name not in ARRAYS) and (file := self._missing(key)):
             raise StoreError(f"{self._path}: {file} is missing; see `verify`, ingest into a new store")
         basic = all(isinstance(part, int | slice) for part in key)
         for pause in (0.01, 0.1, None):
             try:
-                return np.asarray(self._array[key] if basic else self._array.oindex[key])
+                values = self._array[key] if basic else self._array.oindex[key]
+                return np.asarray(values).astype(self.dtype, copy=False)
             except (ValueError, RuntimeError) as error:
                 # Its checksum fails: damaged, or just being replaced by a writer who appends to the same shard.
                 if pause is None:

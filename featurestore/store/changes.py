@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.errors import NpzError, SourceError, shown, spelled
-from featurestore.npz import Archive
 from featurestore.schema import Progress, SentenceFile, Skipped
 from featurestore.sources import sentences
+from featurestore.store.seen import Seen
 from featurestore.store.snapshot import Snapshot
 
 
@@ -41,14 +41,13 @@ class Scan:
     corrected: int
 
 
-def compare(paths: Sequence[Path], store: Snapshot | None, progress: Progress) -> Changes:
-    """Tell by their digests which files a store has; of each only the archive's directory is read."""
+def compare(paths: Sequence[Path], store: Snapshot | None, seen: Seen, progress: Progress) -> Changes:
+    """Tell by their digests which files a store has; at most, the archive's directory is read of each."""
     digests = set(store.coord("source_digest").tolist()) if store else set()
     new, present = [], set()
     for done, path in enumerate(paths, start=1):
         try:
-            with Archive(path) as archive:
-                digest = archive.digest
+            digest = seen.digest(path)
         except NpzError:
             digest = ""  # scanning says why
         if digest in digests:
@@ -71,15 +70,17 @@ def scan(paths: Sequence[Path], store: Snapshot | None, progress: Progress) -> S
     scanned, bad = sentences.scan_all(paths, store.extraction if store else None, advance)
     if store is None:
         return Scan(scanned, bad, 0)
-    index, *known = (store.coord(name) for name in ("sentence", "source", "source_digest", "label", "text"))
+    index, *known = (
+        store.coord(name) for name in ("sentence", "source", "source_digest", "text", "label", "has_label")
+    )
     rows = {sentence_index: row for row, sentence_index in enumerate(index.tolist())}
     files, corrected = [], 0
     for file in scanned:
         if (row := rows.get(file.sentence_index)) is None:
             files.append(file)
             continue
-        source, *content = (values[row] for values in known)
-        alone = sentences.changed_alone(file.path, *content)
+        source, digest, text, label, has_label = (values[row] for values in known)
+        alone = sentences.changed_alone(file.path, digest, int(label) if has_label else None, text)
         corrected += bool(alone)
         bad.append(Skipped(file.path.name, _conflict(file, str(source), alone)))
     return Scan(files, bad, corrected)

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,12 +25,12 @@ from featurestore.errors import StoreBusyError, StoreError, spelled
 from featurestore.files import PARTIAL
 from featurestore.paths import real_path
 from featurestore.schema import (
-    ACTIVATIONS,
     Extraction,
     Skipped,
 )
 from featurestore.store.batch import Batch, Staged
-from featurestore.store.layout import ROOT, encode, encode_root, new_root
+from featurestore.store.layout import ROOT, file_index
+from featurestore.store.root import encode, encode_root, new_root
 from featurestore.store.snapshot import Snapshot, is_store
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Writer:
         self._write_array_metadata()
 
     @classmethod
-    def create(cls, path: Path, extraction: Extraction) -> Writer:
+    def create(cls, path: Path, extraction: Extraction, special_first: int) -> Writer:
         """Make an empty store.
 
         Raises
@@ -129,8 +129,8 @@ class Writer:
         aside = path.with_name(path.name + PARTIAL)
         files.remove(aside)
         try:
-            _write_empty(Snapshot(aside, new_root(extraction)), extraction)
-            files.flush(aside)
+            _write_empty(Snapshot(aside, new_root(extraction, special_first)), extraction)
+            files.flush([aside, *aside.rglob("*")])
             aside.replace(path)
         finally:
             files.remove(aside)
@@ -155,8 +155,8 @@ class Writer:
 
     @property
     def room(self) -> int:
-        """How many sentences the next batch takes: what fills the last shard, or a whole one."""
-        rows = self.snapshot.file_shape(ACTIVATIONS)[0]
+        """How many sentences the next batch takes."""
+        rows = self.snapshot.file_shape("fragment")[0]
         return rows - self.n_sentences % rows
 
     def append(self, batch: Sequence[Staged], expected: int) -> None:
@@ -169,26 +169,27 @@ class Writer:
         aside = path / f"batch{PARTIAL}"
         appended = Batch(self.snapshot, batch, aside)
         appended.write()
-        files.flush(aside)
-        folders = {path}
-        for source in aside.rglob("*"):
-            if source.is_file():
-                target = path / source.relative_to(aside)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source.replace(target)
-                folders |= {parent for parent in target.parents if parent.is_relative_to(path)}
-        for folder in folders:
-            files.sync(folder)
+        written = [file for file in aside.rglob("*") if file.is_file()]
+        files.flush(written)
+        folders = set()
+        for source in written:
+            target = path / source.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+            folders.add(target.parent)
+        files.flush(folders)
         shutil.rmtree(aside)
         self._commit(appended.snapshot.with_attributes(expected_sentences=expected))
         logger.debug("%s: committed %d of %d sentences", path, self.n_sentences, expected)
 
-    def finish(self, skipped: Sequence[Skipped]) -> None:
-        """Declare the store complete, and record which files were left out, instead of those recorded before."""
+    def finish(self, skipped: Sequence[Skipped], attributes: Mapping[str, str]) -> None:
+        """Declare the store complete; record which files were left out instead of those recorded before, and more."""
         recorded = [asdict(entry) for entry in skipped]
-        complete = self.snapshot.with_attributes(expected_sentences=None, skipped=recorded)
+        complete = self.snapshot.with_attributes(expected_sentences=None, skipped=recorded, **attributes)
         if complete.root != self.snapshot.root:
             self._commit(complete)
+            folders = [complete.path / name for name in complete.arrays]
+            files.flush([*(folder / ROOT for folder in folders), *folders])
 
     def discard(self) -> None:
         """Remove what is not committed; the whole store, if this writer made it and committed nothing."""
@@ -208,14 +209,11 @@ class Writer:
             if metadata["dimension_names"][0] != "sentence":
                 continue
             rows, *others = self.snapshot.file_shape(name)
-            for row, entry in _chunks(path / name / "c"):
+            for (row, *place), file in _files(path / name):
                 kept = n_tokens[row * rows :][:rows]
-                if len(kept) == 0:
-                    files.remove(entry)
-                elif metadata["dimension_names"][1:2] == ["token"] and row == self.n_sentences // rows:
-                    for token, below in _chunks(entry):
-                        if token * others[0] >= kept.max():
-                            files.remove(below)
+                has_tokens = metadata["dimension_names"][1:2] == ["token"]
+                if len(kept) == 0 or (has_tokens and place[0] * others[0] >= kept.max()):
+                    files.remove(file)
 
     def _commit(self, snapshot: Snapshot) -> None:
         files.replace(snapshot.path / ROOT, encode_root(snapshot.root))
@@ -223,25 +221,31 @@ class Writer:
         self._write_array_metadata()
 
     def _write_array_metadata(self) -> None:
+        """Write what plain Zarr readers use; if the power fails before `finish` flushes it, the next writer does it."""
         for name in self.snapshot.stale_metadata():
             folder = self.snapshot.path / name
             folder.mkdir(exist_ok=True)
-            files.replace(folder / ROOT, encode(self.snapshot.arrays[name]))
+            files.replace(folder / ROOT, encode(self.snapshot.arrays[name]), durably=False)
 
 
 def _write_empty(snapshot: Snapshot, extraction: Extraction) -> None:
     """Write a store that has no sentences yet."""
     snapshot.path.mkdir(parents=True)
-    labels = {"layer": extraction.layers, "average_l0": extraction.average_l0s, "feature": range(extraction.features)}
-    for name, values in labels.items():
-        snapshot.open(name, writable=True)[:] = np.array(values)
+    labels = {
+        "layer": extraction.layers,
+        "sae_layer": extraction.sae_layers,
+        "average_l0": extraction.average_l0s,
+        "feature": range(extraction.features),
+    }
+    for name in labels.keys() & snapshot.arrays.keys():
+        snapshot.open(name, writable=True)[:] = np.array(labels[name])
     for name, metadata in snapshot.arrays.items():
         (snapshot.path / name).mkdir(exist_ok=True)
         (snapshot.path / name / ROOT).write_bytes(encode(metadata))
     (snapshot.path / ROOT).write_bytes(encode_root(snapshot.root))
 
 
-def _chunks(folder: Path) -> list[tuple[int, Path]]:
-    """List a folder's chunks by their number; files of others (.DS_Store, .nfs...) are none of ours."""
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return [(int(entry.name), entry) for entry in entries if entry.name.isdecimal()]
+def _files(folder: Path) -> list[tuple[tuple[int, ...], Path]]:
+    """List an array's files by their places; files of others (.DS_Store, .nfs...) are none of ours."""
+    entries = [(file_index(entry.name), entry) for entry in folder.iterdir()] if folder.is_dir() else []
+    return [(index, entry) for index, entry in entries if index is not None]

@@ -6,24 +6,28 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.paths import PathLike, as_path
-from featurestore.schema import ACTIVATIONS, ARRAY_DIMS, FINAL_TOKEN
+from featurestore.schema import ACTIVATIONS, FINAL_TOKEN, Extraction
 from featurestore.store.reading import labelled
 from featurestore.store.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 L0_TOLERANCE = 2.0
 """Factor by which the measured L0 may differ from the nominal average before it counts as a mismatch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SAEInfo:
     """One SAE configuration: nominal average L0, and the mean L0 measured at the final tokens."""
 
     layer: int
-    average_l0: int
+    average_l0: float
     measured_l0: float
 
     @property
@@ -33,7 +37,7 @@ class SAEInfo:
         return high > L0_TOLERANCE * low
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoreInfo:
     """Summary of a store.
 
@@ -41,16 +45,22 @@ class StoreInfo:
     ----------
     path : Path
         The store.
+    described : mapping
+        What it says of itself: versions, and the model, tokenizer and SAEs, if that is known.
     sentences, hidden, features : int
-        Sizes.
+        Sizes; 0 for what it does not hold.
     expected_sentences : int or None
         How many sentences it is to have, if its ingest is not complete.
     tokens : tuple of int
         Shortest, median and longest sentence; empty for an empty store.
     dtypes : mapping
         Of the data arrays.
+    layers : tuple of int
+        Layers of the hidden states.
     labels : mapping of int to int
         How many sentences have each label.
+    unlabelled : int
+        How many have none.
     saes : tuple of SAEInfo
         In the store's order.
     nonfinite_values, nonfinite_sentences : int
@@ -62,13 +72,16 @@ class StoreInfo:
     """
 
     path: Path
+    described: Mapping[str, Any]
     sentences: int
     expected_sentences: int | None
     hidden: int
     features: int
+    layers: tuple[int, ...]
     tokens: tuple[int, ...]
     dtypes: Mapping[str, str]
     labels: Mapping[int, int]
+    unlabelled: int
     saes: tuple[SAEInfo, ...]
     nonfinite_values: int
     nonfinite_sentences: int
@@ -96,27 +109,35 @@ def info(store: PathLike) -> StoreInfo:
     path = as_path(store)
     snapshot = Snapshot.read(path)
     ds = labelled(snapshot)
-    n_tokens = ds["n_tokens"].values
-    nonfinite = ds["n_nonfinite"].values
-    n = ds.sizes["sentence"]
-    if n:
-        active = ds[ACTIVATIONS].sel(token=FINAL_TOKEN) != 0
-        measured = (active.sum(("sentence", "feature")) / n).compute(scheduler="threads").values
-    else:
-        measured = np.full(ds.sizes["layer"], np.nan)
-    saes = zip(ds["layer"].values.tolist(), ds["average_l0"].values.tolist(), measured.tolist(), strict=True)
+    n_tokens, nonfinite = ds["n_tokens"].values, ds["n_nonfinite"].values
+    labels = ds["label"].values[ds["has_label"].values]
     return StoreInfo(
         path=path,
-        sentences=n,
+        described=snapshot.described,
+        sentences=ds.sizes["sentence"],
         expected_sentences=snapshot.expected_sentences,
-        hidden=ds.sizes["hidden"],
-        features=ds.sizes["feature"],
-        tokens=(int(n_tokens.min()), int(np.median(n_tokens)), int(n_tokens.max())) if n else (),
-        dtypes={name: str(ds[name].dtype) for name in ARRAY_DIMS},
-        labels=dict(sorted(Counter(ds["label"].values.tolist()).items())),
-        saes=tuple(SAEInfo(*sae) for sae in saes),
+        hidden=ds.sizes.get("hidden", 0),
+        features=ds.sizes.get("feature", 0),
+        layers=snapshot.extraction.layers,
+        tokens=(int(n_tokens.min()), int(np.median(n_tokens)), int(n_tokens.max())) if n_tokens.size else (),
+        dtypes={name: str(ds[name].dtype) for name in snapshot.data_arrays},
+        labels=dict(sorted(Counter(labels.tolist()).items())),
+        unlabelled=ds.sizes["sentence"] - len(labels),
+        saes=_saes(ds, snapshot.extraction),
         nonfinite_values=int(nonfinite.sum()),
         nonfinite_sentences=int(np.count_nonzero(nonfinite)),
         bytes_on_disk=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         skipped=tuple((entry["file"], entry["reason"]) for entry in snapshot.attributes["skipped"]),
     )
+
+
+def _saes(ds: xr.Dataset, extraction: Extraction) -> tuple[SAEInfo, ...]:
+    """Measure the L0 of each SAE at the final tokens."""
+    if not extraction.sae_layers:
+        return ()
+    measured = [np.nan] * len(extraction.sae_layers)
+    if n := ds.sizes["sentence"]:
+        active = ds[ACTIVATIONS].sel(token=FINAL_TOKEN) != 0
+        measured = (active.sum(("sentence", "feature")) / n).compute(scheduler="threads").values.tolist()
+    saes = zip(extraction.sae_layers, extraction.average_l0s, measured, strict=True)
+    return tuple(SAEInfo(layer=layer, average_l0=l0, measured_l0=found) for layer, l0, found in saes)

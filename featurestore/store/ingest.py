@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.errors import StoreError, StoreNotFoundError, naming, shown, spelled
+from featurestore.errors import ParameterError, StoreError, StoreNotFoundError, brief, naming, shortened, shown, spelled
 from featurestore.paths import PathLike, as_path, real_path
-from featurestore.schema import STORES, Progress, Skipped
+from featurestore.ranges import integer
+from featurestore.schema import ATTRIBUTES, LIMITS, STORES, Progress, Skipped
 from featurestore.sources import sentences
 from featurestore.store import changes, commit
 from featurestore.store.append import append
 from featurestore.store.commit import Writer
+from featurestore.store.seen import Seen
 from featurestore.store.snapshot import Snapshot, is_store
 
 logger = logging.getLogger(__name__)
@@ -48,9 +50,11 @@ def ingest(
     source: PathLike,
     store: PathLike | None = None,
     *,
+    special_first: int | None = None,
     skip_bad: bool = False,
     wait: bool = False,
     progress: Progress = lambda *_: None,
+    **attributes: str | None,
 ) -> Ingested:
     """Bring a store up to date with a folder of sentence NPZs.
 
@@ -65,6 +69,9 @@ def ingest(
     store : str or PathLike, optional
         The store; made if it is not there. By default ``stores/<folder name>.zarr``, which is refused if it holds
         sentences, but none of this folder: it was made from another one of that name.
+    special_first : int, optional
+        So many tokens at the beginning of each sentence are special ones, such as a BOS, besides those that the files
+        mark. A store has one such number: by default 0 for a new one, and its own later.
     skip_bad : bool
         Leave bad files out, and record them in the store, instead of refusing the folder. A file that is recorded
         stays left out in later calls while it is bad.
@@ -72,6 +79,9 @@ def ingest(
         Wait while another process writes the store, instead of raising.
     progress : callable
         Called as ``progress(what, done, total)``.
+    **attributes : str, optional
+        What the store is to say of where its values come from: `model`, `model_revision`, `tokenizer`, `sae_release`,
+        `sae_ids`. What is not given stays as it is.
 
     Returns
     -------
@@ -80,41 +90,34 @@ def ingest(
 
     Raises
     ------
+    ParameterError
+        If an attribute is unknown, or no text, or `special_first` is no number of tokens.
     SourceError
         If there is nothing to ingest, or files are bad; every bad file is named, and nothing has been written.
     NpzError
         If the data of a file turn out to be damaged; the batches before it are committed.
     StoreError
-        If `store` is something else; `StoreBusyError` if another process writes it.
+        If `store` is something else, or has another number of special tokens; `StoreBusyError` if another process
+        writes it.
     """
     is_default, source = store is None, as_path(source)
     store = store_path(source) if store is None else as_path(store)
-    paths = sentences.find(source)
-    if (done := _if_up_to_date(store, paths, progress)) is None:  # then readers need no lock
+    job = _Job(
+        source=source,
+        store=store,
+        is_default=is_default,
+        paths=sentences.find(source),
+        seen=Seen(store),
+        special_first=None if special_first is None else _checked_count(special_first),
+        attributes=_described(attributes),
+        skip_bad=skip_bad,
+        progress=progress,
+    )
+    done = job.if_up_to_date()
+    if done is None:  # otherwise no lock is needed
         with naming(store), commit.exclusive(store, wait) as real:
-            writer = Writer(real) if is_store(real) else None
-            committed = writer.snapshot if writer else None
-            found = changes.compare(paths, committed, progress)
-            scan = changes.scan(found.new, committed, progress)
-            recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
-            if is_default and writer and writer.n_sentences and not found.present and not scan.corrected:
-                raise _another_folders(store, source)
-            is_refused = not skip_bad and any(entry.file not in recorded for entry in scan.bad)
-            if is_refused or (not scan.files and writer is None):
-                raise changes.refusal(source, scan.bad, len(paths))
-            writer = writer or Writer.create(real, scan.files[0].extraction)
-            try:
-                damaged = append(writer, scan.files, None if skip_bad else recorded, progress)
-                skipped = [*scan.bad, *damaged]
-                if not writer.n_sentences:
-                    raise changes.refusal(source, skipped, len(paths))
-                elsewhere = recorded.keys() - {path.name for path in paths}
-                writer.finish([*(entry for name, entry in recorded.items() if name in elsewhere), *skipped])
-            except BaseException:
-                writer.discard()
-                raise
-        added = len(scan.files) - len(damaged)
-        done = Ingested(store, added, found.present, tuple(skipped), writer.n_sentences)
+            done = job.write(real)
+    job.seen.save()
     if is_default and (others := done.n_sentences - done.present - done.added):
         logger.warning("%s also holds %d sentences that are not in %s", store, others, source)
     for entry in done.skipped:
@@ -122,18 +125,86 @@ def ingest(
     return done
 
 
-def _if_up_to_date(store: Path, paths: Sequence[Path], progress: Progress) -> Ingested | None:
-    if not is_store(store) or not (snapshot := Snapshot.read(store)).is_complete:
-        return None
-    found = changes.compare(paths, snapshot, progress)
-    return None if found.new else Ingested(store, 0, found.present, (), found.n_sentences)
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What `ingest` has been asked for."""
+
+    source: Path
+    store: Path
+    is_default: bool
+    paths: list[Path]
+    seen: Seen
+    special_first: int | None
+    attributes: dict[str, str]
+    skip_bad: bool
+    progress: Progress
+
+    def if_up_to_date(self) -> Ingested | None:
+        """Say what is there if there is nothing to write."""
+        if not is_store(self.store) or not (snapshot := Snapshot.read(self.store)).is_complete:
+            return None
+        has_all = self.attributes.items() <= snapshot.attributes.items()
+        if not has_all or self.special_first not in (None, snapshot.special_first):
+            return None
+        found = changes.compare(self.paths, snapshot, self.seen, self.progress)
+        return None if found.new else Ingested(self.store, 0, found.present, (), found.n_sentences)
+
+    def write(self, real: Path) -> Ingested:
+        """Append what is new; only to be called while the lock of the store, which really is there, is held."""
+        writer = Writer(real) if is_store(real) else None
+        committed = writer.snapshot if writer else None
+        found = changes.compare(self.paths, committed, self.seen, self.progress)
+        scan = changes.scan(found.new, committed, self.progress)
+        recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
+        self._check(writer, found, scan, recorded)
+        writer = writer or Writer.create(real, scan.files[0].extraction, self.special_first or 0)
+        try:
+            damaged = append(writer, scan.files, None if self.skip_bad else recorded, self.progress)
+            skipped = [*scan.bad, *damaged]
+            if not writer.n_sentences:
+                raise changes.refusal(self.source, skipped, len(self.paths))
+            elsewhere = recorded.keys() - {path.name for path in self.paths}
+            writer.finish([*(recorded[name] for name in recorded if name in elsewhere), *skipped], self.attributes)
+        except BaseException:
+            writer.discard()
+            raise
+        return Ingested(self.store, len(scan.files) - len(damaged), found.present, tuple(skipped), writer.n_sentences)
+
+    def _check(
+        self, writer: Writer | None, found: changes.Changes, scan: changes.Scan, recorded: Mapping[str, Skipped]
+    ) -> None:
+        """Refuse what does not belong into the store, before anything is written."""
+        if writer and self.special_first not in (None, writer.snapshot.special_first):
+            held = f"{self.store} marks the first {writer.snapshot.special_first} tokens of each sentence as special"
+            asked = spelled("special_first", self.special_first)
+            raise StoreError(f"{asked}: {held}; leave the option out, or ingest into a new store")
+        if self.is_default and writer and writer.n_sentences and not found.present and not scan.corrected:
+            raise StoreError(
+                f"{self.store}: holds no sentence of {self.source}, so it was made from another folder of that name; "
+                f"ingest {self.source} into another store ({spelled('store')}), and build from that"
+            )
+        is_refused = not self.skip_bad and any(entry.file not in recorded for entry in scan.bad)
+        if is_refused or (not scan.files and writer is None):
+            raise changes.refusal(self.source, scan.bad, len(self.paths))
 
 
-def _another_folders(store: Path, source: Path) -> StoreError:
-    return StoreError(
-        f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
-        f"ingest {source} into another store ({spelled('store')}), and build from that"
-    )
+def _described(attributes: Mapping[str, str | None]) -> dict[str, str]:
+    """Check what a store is to say of itself."""
+    for name, value in attributes.items():
+        if name not in ATTRIBUTES:
+            found = f"{spelled(shortened(name))}: ingest takes no such option"
+            raise ParameterError(f"{found}; it takes {', '.join(map(spelled, ATTRIBUTES))}")
+        if value is not None and not (isinstance(value, str) and value.isprintable()):
+            raise ParameterError(f"{spelled(name)}: expected printable text, found {brief(value)}")
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _checked_count(special_first: int) -> int:
+    """Check a number of tokens."""
+    name, most = spelled("special_first"), LIMITS["token"]
+    if not 0 <= (number := integer(name, special_first)) <= most:
+        raise ParameterError(f"{name}: expected 0 to {most:,} tokens, found {number}")
+    return number
 
 
 def store_path(source: PathLike) -> Path:

@@ -1,15 +1,12 @@
-"""Layout 1: what a store is on disk, down to the metadata of its arrays, and what must be so in a root that is read.
+"""Layout 2: the arrays of a store, down to their metadata.
 
-A store is one Zarr v3 group. Its root ``zarr.json`` holds, as consolidated metadata, the shapes and codecs of all
-arrays: that one file says what the store contains, and replacing it is what commits an ingest. Tokens count back
-from the final one (-1), which comes first on disk, so longer sentences grow the far end.
+Tokens count back from the final one (-1), which comes first on disk, so longer sentences grow the far end.
 
 All of it is written here rather than by Zarr, whose defaults depend on its version and on its user's configuration.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -18,20 +15,16 @@ from typing import Any
 
 from featurestore.schema import (
     ACTIVATIONS,
-    ARRAY_DIMS,
+    ARRAYS,
     EMBEDDINGS,
     HIDDEN_STATES,
     LIMITS,
-    SCHEMA_VERSION,
     Extraction,
-    __version__,
+    array_dims,
 )
 
 ROOT = "zarr.json"
 """Name of the file of metadata, of the store and of each array."""
-
-Root = dict[str, Any]
-"""The parsed root ``zarr.json``."""
 
 Metadata = dict[str, Any]
 """The ``zarr.json`` of one array."""
@@ -39,6 +32,7 @@ Metadata = dict[str, Any]
 SENTENCE_COORDS = {
     "sentence": "int64",
     "label": "int64",
+    "has_label": "bool",
     "n_tokens": "int64",
     "n_nonfinite": "int64",
     "text": "string",
@@ -47,29 +41,64 @@ SENTENCE_COORDS = {
 }
 """Coordinates along `sentence`, with their dtypes."""
 
-COORDINATES = " ".join([*SENTENCE_COORDS, "average_l0", "fragment"]).removeprefix("sentence ")
-"""What plain xarray takes for coordinates besides those that are named like their dim."""
+CHECKSUMS = {name: f"{name}_crc32" for name in ARRAYS}
+"""Coordinates along `sentence`, int32: of each data array the CRC-32 of the sentence's values, as they are on disk;
+signed, because netCDF-3 knows no other integers."""
 
-ROWS = 64
+TOKEN_COORDS = {"fragment": "string", "token_text": "string", "is_special": "bool"}
+"""Coordinates along `sentence` and `token`, with their dtypes."""
+
+ROWS = 32
 """Sentences of a shard."""
 
-_CHECKSUM_KEY = "featurestore_checksum"
-_SHARD_BYTES = 128 << 20
+TOKENS = 32
+"""Tokens of a shard."""
+
+BATCH_ROWS = 64
+"""Sentences of a batch, and of a chunk of the coordinates of tokens."""
+
+COORD_ROWS = 4096
+"""Sentences of a chunk of the other coordinates."""
+
 _CHUNK_BYTES = 2 << 20
 _MAX_ROWS = 4096
-COORD_ROWS = 4096
-"""Sentences of a chunk of the coordinates."""
-_FRAGMENTS_PER_CHUNK = 64
+_MAX_TOKENS = 4096
+_TOKENS_PER_CHUNK = 64
 _LABELS_PER_CHUNK = 1024
 
-_CHECKSUM = [{"name": "crc32c"}]
+_CRC = {"name": "crc32c"}
 _NUMBERS = {"name": "bytes", "configuration": {"endian": "little"}}
+_BYTES = {"name": "bytes"}
 _TEXTS = {"name": "vlen-utf8", "configuration": {}}
 _ZSTD = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
-_FILL = {"int64": 0, "string": "", "float16": "NaN", "float32": "NaN"}
+_PLAIN: dict[str, dict[str, Any]] = {"string": _TEXTS, "bool": _BYTES}
+_FILL = {"int64": 0, "int32": 0, "bool": False, "string": "", "float16": "NaN", "float32": "NaN", "float64": "NaN"}
+
+_MEANINGS = {
+    EMBEDDINGS: "token embeddings, before the first block",
+    HIDDEN_STATES: "hidden states: the residual stream after the layer",
+    ACTIVATIONS: "activations of SAE features, 0 where inactive",
+    "sentence": "sentence_index of the extraction, from 0",
+    "token": "position from the end of the sentence, -1 is the final token",
+    "layer": "layer of the model, from 0",
+    "sae_layer": "layer of the SAE",
+    "average_l0": "nominal number of active features a token, which tells the SAEs of a layer apart",
+    "feature": "number of the SAE feature",
+    "label": "concept strength, -1 where there is none",
+    "has_label": "whether there is a label",
+    "n_tokens": "tokens of the sentence, up to the final one",
+    "n_nonfinite": "NaN and infinite values of the sentence",
+    "text": "the sentence",
+    "source": "name of the file that the sentence came from",
+    "source_digest": "SHA-256 that identifies the content of that file",
+    "fragment": "the sentence up to this token",
+    "token_text": "what this token adds to the sentence",
+    "is_special": "whether this is a special token, such as a BOS",
+    **{name: f"CRC-32 of the sentence's {array.replace('_', ' ')}" for array, name in CHECKSUMS.items()},
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """What is free in a store's layout; all else follows.
 
@@ -78,105 +107,145 @@ class Layout:
     sizes : dict
         Of each dim.
     dtypes : tuple of str
-        Of `embeddings`, `hidden_states` and `activations`.
-    rows : int
-        Sentences of a shard.
-    shard_layers : int
-        Layers of a shard of activations.
+        Of `embeddings`, `hidden_states` and `activations`; empty where one is absent.
+    sae_dim : str
+        Dim of the SAEs, ``"layer"`` or ``"sae"``.
+    l0_dtype : str
+        Of the average L0s: ``"int64"``, or ``"float64"`` where one is no whole number.
+    rows, tokens : int
+        Sentences and tokens of a shard.
     slices : int
-        Chunks into which the features of a layer are cut.
+        Chunks into which the features of an SAE are cut.
+    batch_rows : int
+        Sentences of a batch, and of a chunk of the coordinates of tokens.
     coord_rows : int
-        Sentences of a chunk of the coordinates.
+        Sentences of a chunk of the other coordinates.
     """
 
     sizes: dict[str, int]
     dtypes: tuple[str, ...]
+    sae_dim: str
+    l0_dtype: str
     rows: int
-    shard_layers: int
+    tokens: int
     slices: int
+    batch_rows: int
     coord_rows: int
 
     @classmethod
     def fitting(cls, extraction: Extraction) -> Layout:
         """Lay out an empty store.
 
-        One shard holds 64 sentences at one token, of as many layers as fit in 128 MiB (at least one); one chunk of it
-        holds them at one layer, all of hidden or at most 2 MiB of features.
+        A shard holds 32 sentences at up to 32 tokens, all layers or SAEs; a chunk of it holds them at one token and
+        layer, all of hidden or at most 2 MiB of features.
         """
-        layers, features = len(extraction.layers), extraction.features
-        layer_bytes = ROWS * features * int(extraction.dtypes[2].removeprefix("float")) // 8
+        item = int((extraction.dtypes[2] or "float32").removeprefix("float")) // 8
         return cls(
-            sizes={"sentence": 0, "token": 0, "layer": layers, "hidden": extraction.hidden, "feature": features},
+            sizes={"sentence": 0, "token": 0, **extraction.sizes},
             dtypes=extraction.dtypes,
+            sae_dim=extraction.sae_dim,
+            l0_dtype="int64" if all(isinstance(l0, int) for l0 in extraction.average_l0s) else "float64",
             rows=ROWS,
-            shard_layers=max(1, min(layers, _SHARD_BYTES // layer_bytes)),
-            slices=math.ceil(layer_bytes / _CHUNK_BYTES),
+            tokens=TOKENS,
+            slices=max(1, math.ceil(ROWS * extraction.features * item / _CHUNK_BYTES)),
+            batch_rows=BATCH_ROWS,
             coord_rows=COORD_ROWS,
         )
 
     @classmethod
     def of(cls, arrays: dict[str, Metadata]) -> Layout:
         """Read off what is free; KeyError, TypeError or the like where there is nothing to read."""
-        sentence, token, hidden = arrays[EMBEDDINGS]["shape"]
-        *_, layer, feature = arrays[ACTIVATIONS]["shape"]
-        shard = arrays[ACTIVATIONS]["chunk_grid"]["configuration"]["chunk_shape"]
-        (sharding,) = arrays[ACTIVATIONS]["codecs"]
+        dtypes = tuple(arrays[name]["data_type"] if name in arrays else "" for name in ARRAYS)
+        sae_dim = "sae" if "sae_layer" in arrays else "layer"
+        if not any(dtypes):
+            raise ValueError("no data array")
+        sizes = {"sentence": arrays["sentence"]["shape"][0], "token": arrays["token"]["shape"][0]}
+        for name, dims in array_dims(dtypes, sae_dim).items():
+            sizes |= dict(zip(dims[2:], arrays[name]["shape"][2:], strict=True))
+            shard = arrays[name]["chunk_grid"]["configuration"]["chunk_shape"]
+            (sharding,) = arrays[name]["codecs"]
+            slices = shard[-1] // sharding["configuration"]["chunk_shape"][-1] if name == ACTIVATIONS else 1
         return cls(
-            sizes={"sentence": sentence, "token": token, "layer": layer, "hidden": hidden, "feature": feature},
-            dtypes=tuple(arrays[name]["data_type"] for name in ARRAY_DIMS),
+            sizes=sizes,
+            dtypes=dtypes,
+            sae_dim=sae_dim,
+            l0_dtype=arrays["average_l0"]["data_type"] if dtypes[2] else "int64",
             rows=shard[0],
-            shard_layers=shard[2],
-            slices=shard[3] // sharding["configuration"]["chunk_shape"][3],
+            tokens=shard[1],
+            slices=slices,
+            batch_rows=arrays["fragment"]["chunk_grid"]["configuration"]["chunk_shape"][0],
             coord_rows=arrays["sentence"]["chunk_grid"]["configuration"]["chunk_shape"][0],
         )
 
     def check(self) -> None:
         """Raise ValueError for what no store has."""
-        ranges = {dim: (0 if dim in ("sentence", "token") else 1, limit) for dim, limit in LIMITS.items()}
         for dim, size in self.sizes.items():
-            _check_between(f"size of {dim}", size, *ranges[dim])
-        _check_between("number of sentences in a shard", self.rows, 1, _MAX_ROWS)
-        _check_between("number of sentences in a chunk", self.coord_rows, 1, _MAX_ROWS)
-        _check_between("number of layers in a shard", self.shard_layers, 1, self.sizes["layer"])
-        _check_between("number of chunks of a layer", self.slices, 1, self.sizes["feature"])
-        for name, dtype in zip(ARRAY_DIMS, self.dtypes, strict=True):
-            if dtype not in ("float16", "float32"):
-                raise ValueError(f"expected {name} to be float16 or float32, found {_brief(dtype)}")
+            check_between(f"size of {dim}", size, 0 if dim in ("sentence", "token") else 1, LIMITS[dim])
+        check_between("number of sentences in a shard", self.rows, 1, _MAX_ROWS)
+        check_between("number of tokens in a shard", self.tokens, 1, _MAX_TOKENS)
+        check_between("number of sentences in a batch", self.batch_rows, 1, _MAX_ROWS)
+        check_between("number of sentences in a chunk", self.coord_rows, 1, _MAX_ROWS)
+        if self.batch_rows % self.rows:
+            raise ValueError(
+                f"expected batches of whole shards, found {self.batch_rows} sentences, {self.rows} a shard"
+            )
+        check_between("number of chunks of a layer", self.slices, 1, self.sizes.get("feature", 1))
+        for name, dtype in zip(ARRAYS, self.dtypes, strict=True):
+            if dtype not in ("float16", "float32", ""):
+                raise ValueError(f"expected {name} to be float16 or float32, found {brief(dtype)}")
+        if self.l0_dtype not in ("int64", "float64"):
+            raise ValueError(f"expected average_l0 to be int64 or float64, found {brief(self.l0_dtype)}")
 
     def arrays(self) -> dict[str, Metadata]:
         """Metadata of each array, in the order of their names."""
-        layers, hidden, features = (self.sizes[dim] for dim in ("layer", "hidden", "feature"))
-        rows, sliced = self.rows, math.ceil(features / self.slices)
-        dtypes = dict(zip(ARRAY_DIMS, self.dtypes, strict=True))
-        chunks = {
-            EMBEDDINGS: ([rows, 1, hidden], None),
-            HIDDEN_STATES: ([rows, 1, layers, hidden], [rows, 1, 1, hidden]),
-            ACTIVATIONS: ([rows, 1, self.shard_layers, self.slices * sliced], [rows, 1, 1, sliced]),
-        }
-        arrays = {name: self._array(dims, dtypes[name], *chunks[name]) for name, dims in ARRAY_DIMS.items()}
-        for name, dtype in SENTENCE_COORDS.items():
-            arrays[name] = self._array(("sentence",), dtype, [self.coord_rows])
-        arrays["fragment"] = self._array(("sentence", "token"), "string", [rows, _FRAGMENTS_PER_CHUNK])
-        arrays["token"] = self._array(("token",), "int64", [_LABELS_PER_CHUNK])
-        for name, dim in (("layer", "layer"), ("average_l0", "layer"), ("feature", "feature")):
-            arrays[name] = self._array((dim,), "int64", [self.sizes[dim]])
+        dims = array_dims(self.dtypes, self.sae_dim)
+        dtypes = dict(zip(ARRAYS, self.dtypes, strict=True))
+        arrays = {name: self._data(name, dims[name], dtypes[name]) for name in dims}
+        for name, dtype in (SENTENCE_COORDS | {CHECKSUMS[name]: "int32" for name in dims}).items():
+            arrays[name] = self._coord(name, ("sentence",), dtype, [self.coord_rows])
+        for name, dtype in TOKEN_COORDS.items():
+            arrays[name] = self._coord(name, ("sentence", "token"), dtype, [self.batch_rows, _TOKENS_PER_CHUNK])
+        arrays["token"] = self._coord("token", ("token",), "int64", [_LABELS_PER_CHUNK])
+        labels = {"layer": ("layer", "int64"), "feature": ("feature", "int64")}
+        if dtypes[ACTIVATIONS]:
+            labels["average_l0"] = (self.sae_dim, self.l0_dtype)
+        if self.sae_dim == "sae":
+            labels["sae_layer"] = ("sae", "int64")
+        for name, (dim, dtype) in labels.items():
+            if dim in self.sizes:
+                arrays[name] = self._coord(name, (dim,), dtype, [self.sizes[dim]])
         return dict(sorted(arrays.items()))
 
-    def _array(self, dims: tuple[str, ...], dtype: str, file: list[int], inner: list[int] | None = None) -> Metadata:
-        """Metadata of an array, in files of one shape, which hold chunks of the `inner` one."""
-        codecs = [_TEXTS if dtype == "string" else _NUMBERS, _ZSTD, *_CHECKSUM]
-        if inner:
-            index = {"index_codecs": [_NUMBERS, *_CHECKSUM], "index_location": "end"}
-            configuration = {"chunk_shape": inner, "codecs": codecs, **index}
-            codecs = [{"name": "sharding_indexed", "configuration": configuration}]
+    def _data(self, name: str, dims: tuple[str, ...], dtype: str) -> Metadata:
+        """Metadata of a data array: in shards, whose chunks hold one token and layer."""
+        sizes = [self.sizes[dim] for dim in dims[2:]]
+        inner = [1] * (len(sizes) - 1) + sizes[-1:]
+        if name == ACTIVATIONS:
+            inner[-1] = math.ceil(sizes[-1] / self.slices)
+            sizes[-1] = self.slices * inner[-1]
+        configuration = {
+            "chunk_shape": [self.rows, 1, *inner],
+            "codecs": [_NUMBERS, _ZSTD if name == ACTIVATIONS else _blosc(dtype), _CRC],
+            "index_codecs": [_NUMBERS, _CRC],
+            "index_location": "end",
+        }
+        sharding = {"name": "sharding_indexed", "configuration": configuration}
+        return self._array(name, dims, dtype, [self.rows, self.tokens, *sizes], [sharding])
+
+    def _coord(self, name: str, dims: tuple[str, ...], dtype: str, chunk: list[int]) -> Metadata:
+        return self._array(name, dims, dtype, chunk, [_PLAIN.get(dtype, _NUMBERS), _ZSTD, _CRC])
+
+    def _array(
+        self, name: str, dims: tuple[str, ...], dtype: str, chunk: list[int], codecs: list[dict[str, Any]]
+    ) -> Metadata:
         return {
             "shape": [self.sizes[dim] for dim in dims],
             "data_type": dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": file}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": _FILL[dtype],
             "codecs": codecs,
-            "attributes": {},
+            "attributes": {"long_name": _MEANINGS[name]},
             "dimension_names": list(dims),
             "zarr_format": 3,
             "node_type": "array",
@@ -184,112 +253,36 @@ class Layout:
         }
 
 
-def new_root(extraction: Extraction) -> Root:
-    """Return the root of an empty store."""
-    versions = {"featurestore_schema": SCHEMA_VERSION, "featurestore_version": __version__}
-    return root_of(Layout.fitting(extraction).arrays(), versions)
+def _blosc(dtype: str) -> dict[str, Any]:
+    """Hidden states hardly compress: what reads and writes fastest, and makes little of padding."""
+    size = int(dtype.removeprefix("float")) // 8
+    configuration = {"typesize": size, "cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0}
+    return {"name": "blosc", "configuration": configuration}
 
 
 def file_name(array: str, index: Sequence[int]) -> str:
     """Name the file of an array that has this place in the grid of its files, below the store."""
-    return f"{array}/c/{'/'.join(map(str, index))}"
+    return f"{array}/c.{'.'.join(map(str, index))}"
 
 
-def encode(metadata: dict[str, Any]) -> bytes:
-    """Write metadata as they are on disk."""
-    return json.dumps(metadata, indent=2).encode()
+def file_index(name: str) -> tuple[int, ...] | None:
+    """Return the place of a file of an array by its name without folders; None for what is no such file."""
+    first, *numbers = name.split(".")
+    return tuple(map(int, numbers)) if first == "c" and all(map(str.isdecimal, numbers)) else None
 
 
-def encode_root(root: Root) -> bytes:
-    """Write the root metadata as they are on disk, with a checksum of themselves."""
-    checksum = hashlib.sha256(encode(root)).hexdigest()
-    return encode(root | {"attributes": root["attributes"] | {_CHECKSUM_KEY: checksum}})
-
-
-def decode_root(data: bytes) -> tuple[Root, bool]:
-    """Read the root metadata, without their checksum; tell whether that fits.
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError, AttributeError, RecursionError
-        If they are not those of a store.
-    """
-    root: Root = json.loads(data)
-    root["attributes"].pop(_CHECKSUM_KEY, None)
-    return root, encode_root(root) == data
-
-
-def root_of(arrays: dict[str, Metadata], attributes: dict[str, Any]) -> Root:
-    """Put a root together."""
-    consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
-    return {
-        "attributes": attributes | {"expected_sentences": None, "skipped": [], "coordinates": COORDINATES},
-        "zarr_format": 3,
-        "consolidated_metadata": consolidated,
-        "node_type": "group",
-    }
-
-
-def check_root(root: Root) -> None:
-    """Raise ValueError, saying what is wrong, for a root that is not wholly one of layout 1.
-
-    Nothing in it needs to be doubted afterwards: there are all arrays and no others, by our names, with our dims,
-    dtypes, chunks and codecs, in sizes that agree.
-    """
-    _check_attributes(root["attributes"])
-    try:
-        found = root["consolidated_metadata"]["metadata"]
-        layout = Layout.of(found)
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"expected the metadata of {', '.join(ARRAY_DIMS)}, found others") from error
-    layout.check()
-    expected = layout.arrays()
-    if strange := sorted(found.keys() ^ expected.keys()):
-        raise ValueError(f"expected the arrays {', '.join(expected)}; lacks or has besides: {_brief(strange)}")
-    for name, metadata in expected.items():
-        _check_same(f"array '{name}'", found[name], metadata)
-    _check_same("the group", root, root_of(found, {}) | {"attributes": root["attributes"]})
-
-
-def _check_attributes(attributes: dict[str, Any]) -> None:
-    expected = attributes.get("expected_sentences", "none")
-    if expected is not None:
-        _check_between("expected_sentences", expected, 1, LIMITS["sentence"])
-    skipped = attributes.get("skipped")
-    if not isinstance(skipped, list) or not all(map(_is_skipped, skipped)):
-        raise ValueError(f"expected a list of files with reasons as skipped, found {_brief(skipped)}")
-    if not isinstance(version := attributes.get("featurestore_version"), str):
-        raise ValueError(f"expected a featurestore_version, found {_brief(version)}")
-    if attributes.get("coordinates") != COORDINATES:
-        raise ValueError(f"expected the coordinates {COORDINATES}, found {_brief(attributes.get('coordinates'))}")
-
-
-def _is_skipped(entry: object) -> bool:
-    return (
-        isinstance(entry, dict)
-        and entry.keys() == {"file", "reason"}
-        and all(isinstance(text, str) for text in entry.values())
-    )
-
-
-def _check_between(what: str, value: object, low: int, high: int) -> None:
+def check_between(what: str, value: object, low: int, high: int) -> None:
+    """Raise ValueError for what is no integer of a range."""
     if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"expected a {what} of {low} to {high:,}, found {_brief(value)}")
+        raise ValueError(f"expected a {what} of {low} to {high:,}, found {brief(value)}")
 
 
-def _check_same(what: str, found: object, expected: dict[str, Any]) -> None:
-    """Compare as JSON, in which 1, 1.0 and true differ."""
-    if not isinstance(found, dict) or found.keys() != expected.keys():
-        raise ValueError(f"expected {what} to have {', '.join(expected)}, found {_brief(found)}")
-    for key, value in expected.items():
-        if _canonical(found[key]) != _canonical(value):
-            raise ValueError(f"expected {what} to have {key} {_canonical(value)}, found {_brief(found[key])}")
-
-
-def _canonical(value: object) -> str:
+def canonical(value: object) -> str:
+    """Spell a value so that 1, 1.0 and true differ."""
     return json.dumps(value, sort_keys=True)
 
 
-def _brief(value: object) -> str:
-    text = _canonical(value)
+def brief(value: object) -> str:
+    """Spell a value that was found."""
+    text = canonical(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.paths import PathLike
-from featurestore.schema import ARRAY_DIMS, Extraction, Progress, SentenceFile
+from featurestore.schema import ARRAYS, Extraction, Progress, SentenceFile
 from featurestore.sources import sentences
 from featurestore.store import changes
 from featurestore.store.ingest import existing, store_path
 from featurestore.store.layout import SENTENCE_COORDS
 from featurestore.store.reading import SENTENCES_PER_CHUNK
+from featurestore.store.seen import Seen
 from featurestore.store.snapshot import Snapshot, is_store
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def outline(source: PathLike, *, progress: Progress = lambda *_: None) -> xr.Dat
         return None
     path, paths = store_path(source), sentences.find(source)
     store = Snapshot.read(path) if is_store(path) else None
-    found = changes.compare(paths, store, progress)
+    found = changes.compare(paths, store, Seen(path), progress)
     if store and not found.new:
         return None
     scanned = changes.scan(found.new, store, progress)
@@ -57,7 +58,8 @@ def _coords_of(file: SentenceFile) -> dict[str, Any]:
     text, label = sentences.words(file.path)
     return {
         "sentence": file.sentence_index,
-        "label": label,
+        "label": -1 if label is None else label,
+        "has_label": label is not None,
         "n_tokens": file.n_tokens,
         "n_nonfinite": 0,
         "text": text,
@@ -72,14 +74,24 @@ def _labelled(extraction: Extraction, coords: Mapping[str, Sequence[Any]]) -> xr
     import xarray as xr
 
     tokens = max(coords["n_tokens"])
-    sizes = {"sentence": len(coords["sentence"]), "token": tokens, "layer": len(extraction.layers)}
-    sizes |= {"hidden": extraction.hidden, "feature": extraction.features}
-    chunks = {"sentence": SENTENCES_PER_CHUNK, "token": 1, "layer": 1}
+    sizes = {"sentence": len(coords["sentence"]), "token": tokens, **extraction.sizes}
+    chunks = {"sentence": SENTENCES_PER_CHUNK, "token": 1, "layer": 1, "sae": 1}
+    dtypes = dict(zip(ARRAYS, extraction.dtypes, strict=True))
     data = {
-        name: (dims, da.zeros([sizes[dim] for dim in dims], dtype, chunks=tuple(chunks.get(dim, -1) for dim in dims)))
-        for (name, dims), dtype in zip(ARRAY_DIMS.items(), extraction.dtypes, strict=True)
+        name: (
+            dims,
+            da.zeros([sizes[dim] for dim in dims], dtypes[name], chunks=tuple(chunks.get(d, -1) for d in dims)),
+        )
+        for name, dims in extraction.dims.items()
     }
-    numbers: dict[str, Any] = {name: ("sentence", np.array(values)) for name, values in coords.items()}
-    numbers |= {"token": np.arange(-tokens, 0), "layer": np.array(extraction.layers)}
-    numbers |= {"average_l0": ("layer", np.array(extraction.average_l0s)), "feature": np.arange(extraction.features)}
-    return xr.Dataset(data, numbers)
+    labels: dict[str, Any] = {name: ("sentence", np.array(values)) for name, values in coords.items()}
+    labels["token"] = np.arange(-tokens, 0)
+    for name, dim, values in (
+        ("layer", "layer", extraction.layers),
+        ("sae_layer", "sae", extraction.sae_layers),
+        ("average_l0", extraction.sae_dim, extraction.average_l0s),
+        ("feature", "feature", range(extraction.features)),
+    ):
+        if dim in extraction.sizes and len(values):
+            labels[name] = (dim, np.array(values))
+    return xr.Dataset(data, labels)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featurestore.errors import StoreError
 from featurestore.paths import PathLike, as_path
-from featurestore.schema import ARRAY_DIMS
 from featurestore.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
+
+_IS_TOKEN = "whether the sentence has a token here; beyond it all values are NaN"
 
 logger = logging.getLogger(__name__)
 
@@ -35,25 +36,27 @@ def open_store(path: PathLike) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Lazy: only the coordinates that are numbers are read; the rest are dask arrays, one chunk a file. Variables,
-        in the dtypes of their source (float16 or float32):
+        Lazy: only the coordinates of one dim that are no text, and `is_token`, are read; the rest are dask arrays.
+        Variables, as far as the source has them, in its dtypes (float16 or float32):
 
         - `embeddings` (sentence, token, hidden): before the first block;
         - `hidden_states` (sentence, token, layer, hidden): residual stream after the layer;
-        - `activations` (sentence, token, layer, feature): SAE features, 0 where inactive.
+        - `activations` (sentence, token, layer, feature): SAE features, 0 where inactive; (sentence, token, sae,
+          feature) unless each layer has one SAE.
 
         Coordinates: `sentence` (the sentence_index), `token` (in reading order, the final one last, labelled -1),
-        `layer` (a layer with several SAEs several times), `average_l0` (layer), `feature`, and for each sentence
-        `label`, `text`, `n_tokens`, `n_nonfinite`, `source` (file name), `source_digest`; `fragment` (sentence,
-        token). Tokens that a sentence does not have are NaN. Attributes: `featurestore_schema` and
-        `featurestore_version`.
+        `layer`, `feature`, `average_l0` (layer, or sae), `sae_layer` (sae); for each sentence `label` (-1 without
+        one), `has_label`, `text`, `n_tokens`, `n_nonfinite`, `source` (file name), `source_digest`, and a
+        ``<variable>_crc32`` of its values in each variable; for each sentence and token `fragment`, `token_text`,
+        `is_token`, `is_special`. Tokens that a sentence does not have are NaN. Attributes: `featurestore_schema`,
+        `featurestore_version`, and what `ingest` was told of the model and its SAEs.
 
     Raises
     ------
     StoreNotFoundError
         If there is nothing at `path`.
     StoreError
-        If it is something else, foreign, damaged, or of a newer schema.
+        If it is something else, foreign, damaged, or of another schema.
 
     Examples
     --------
@@ -89,26 +92,36 @@ def _warn_if_incomplete(snapshot: Snapshot) -> None:
         logger.warning("%s is incomplete: %s; its ingest goes on, or was interrupted: run it again", where, found)
 
 
-def labelled(
-    snapshot: Snapshot, chunks_of: Callable[[Snapshot, str], tuple[int, ...]] = Snapshot.file_shape
-) -> xr.Dataset:
+def _one_token(snapshot: Snapshot, name: str) -> tuple[int, ...]:
+    rows, *rest = snapshot.file_shape(name)
+    return (rows, 1, *rest[1:]) if name in snapshot.data_arrays else (rows, *rest)
+
+
+def labelled(snapshot: Snapshot, chunks_of: Callable[[Snapshot, str], tuple[int, ...]] = _one_token) -> xr.Dataset:
     """Label the arrays of a store, in dask chunks as `chunks_of` says."""
     import dask.array as da
     import xarray as xr
 
-    dims = {name: metadata["dimension_names"] for name, metadata in snapshot.arrays.items()}
-    texts = [name for name, metadata in snapshot.arrays.items() if metadata["data_type"] == "string"]
-    lazy = [*ARRAY_DIMS, *texts]
-    variables: dict[str, Any] = {name: (dims[name], snapshot.coord(name)) for name in dims if name not in lazy}
-    n_tokens = _checked_lengths(snapshot, variables["n_tokens"][1])
+    arrays = snapshot.arrays
+    lazy = {
+        name for name, one in arrays.items() if "token" in one["dimension_names"][1:] or one["data_type"] == "string"
+    }
+    variables = {
+        name: xr.Variable(arrays[name]["dimension_names"], snapshot.coord(name), arrays[name]["attributes"])
+        for name in arrays.keys() - lazy
+    }
+    n_tokens = _checked_lengths(snapshot, variables["n_tokens"].values)
     for name in lazy:
         array = snapshot.array(name, n_tokens)
         chunks = tuple(max(1, min(sizes)) for sizes in zip(array.shape, chunks_of(snapshot, name), strict=True))
         # Named at random, as no content is known yet: an appended store must not be mistaken for the earlier one.
-        variables[name] = dims[name], da.from_array(array, chunks, name=False)
-    data = {name: variables.pop(name) for name in ARRAY_DIMS}
-    attributes = {name: snapshot.attributes[name] for name in ("featurestore_schema", "featurestore_version")}
-    return xr.Dataset(data, variables, attributes).isel()
+        data = da.from_array(array, chunks, name=False)
+        variables[name] = xr.Variable(arrays[name]["dimension_names"], data, arrays[name]["attributes"])
+    is_token = variables["token"].values >= -n_tokens[:, None]
+    variables["is_token"] = xr.Variable(("sentence", "token"), is_token, {"long_name": _IS_TOKEN})
+    data = {name: variables.pop(name) for name in snapshot.data_arrays}
+    ds = xr.Dataset(data, dict(sorted(variables.items())), snapshot.described)
+    return ds.isel()
 
 
 def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray[np.int64]:

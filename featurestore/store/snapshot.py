@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.errors import StoreError, StoreNotFoundError, spelled
 from featurestore.paths import real_path
-from featurestore.schema import ARRAY_DIMS, SCHEMA_VERSION, Extraction, __version__
+from featurestore.schema import ACTIVATIONS, ARRAYS, ATTRIBUTES, SCHEMA_VERSION, Extraction, __version__
 from featurestore.store.arrays import StoredArray, chunk_shape, file_shape, open_array
-from featurestore.store.layout import ROOT, Metadata, Root, check_root, decode_root, encode, file_name
+from featurestore.store.layout import ROOT, Metadata, file_name
+from featurestore.store.root import Root, check_root, decode_root, encode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,10 +83,22 @@ class Snapshot:
         return attributes
 
     @property
+    def described(self) -> dict[str, Any]:
+        """Its attributes that tell users where its values come from, all of them text or numbers."""
+        names = ("featurestore_schema", "featurestore_version", *ATTRIBUTES)
+        return {name: self.attributes[name] for name in names if name in self.attributes}
+
+    @property
     def expected_sentences(self) -> int | None:
         """How many sentences it is to have, if its ingest is not complete."""
         expected: int | None = self.attributes["expected_sentences"]
         return expected
+
+    @property
+    def special_first(self) -> int:
+        """So many tokens at the beginning of each sentence are special ones, whatever its file says."""
+        count: int = self.attributes["special_first"]
+        return count
 
     @property
     def is_complete(self) -> bool:
@@ -95,13 +108,27 @@ class Snapshot:
     @cached_property
     def extraction(self) -> Extraction:
         """What all its sentences share."""
+        sae_dim = "sae" if "sae_layer" in self.arrays else "layer"
+        layers = self._labels("layer")
+        has_saes = ACTIVATIONS in self.arrays
         return Extraction(
-            layers=tuple(self.coord("layer").tolist()),
-            average_l0s=tuple(self.coord("average_l0").tolist()),
-            hidden=self.sizes["hidden"],
-            features=self.sizes["feature"],
-            dtypes=tuple(self.arrays[name]["data_type"] for name in ARRAY_DIMS),
+            layers=layers,
+            sae_layers=() if not has_saes else layers if sae_dim == "layer" else self._labels("sae_layer"),
+            average_l0s=self._labels("average_l0"),
+            hidden=self.sizes.get("hidden", 0),
+            features=self.sizes.get("feature", 0),
+            dtypes=tuple(self.arrays[name]["data_type"] if name in self.arrays else "" for name in ARRAYS),
         )
+
+    def _labels(self, name: str) -> tuple[Any, ...]:
+        """Return the values of a coordinate, whole ones as int; none where there is no such coordinate."""
+        values = self.coord(name).tolist() if name in self.arrays else []
+        return tuple(int(value) if value == int(value) else value for value in values)
+
+    @property
+    def data_arrays(self) -> list[str]:
+        """Names of the data arrays that there are."""
+        return [name for name in ARRAYS if name in self.arrays]
 
     def file_shape(self, name: str) -> tuple[int, ...]:
         """Shape of what one file of an array holds: a shard, or a chunk where there are none."""
@@ -173,9 +200,10 @@ def _read_root(path: Path) -> Root:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: its {ROOT} is not that of a feature store, or damaged; check the path") from error
     if version != SCHEMA_VERSION:
+        is_newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise StoreError(
             f"{path}: has schema version {version}, this featurestore {__version__} reads {SCHEMA_VERSION}; "
-            "upgrade featurestore, or ingest again"
+            f"{'upgrade featurestore' if is_newer else 'ingest again, into a new store'}"
         )
     if not is_intact:
         raise StoreError(f"{path}: its {ROOT} is damaged (checksum); restore it, or ingest into a new store")

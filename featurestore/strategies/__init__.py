@@ -2,27 +2,40 @@
 
 from featurestore.strategies import builtin as _builtin  # noqa: F401  registers them
 from featurestore.strategies.plugins import get_strategy, list_strategies, load_plugin
-from featurestore.strategies.registry import Option, Selection, Strategy, strategy
+from featurestore.strategies.registry import NUMBER, Option, Selection, Strategy, strategy
 from featurestore.strategies.selecting import (
+    activations_at,
     check_feature,
     final,
     final_activation,
+    final_activations,
+    final_embeddings,
     final_hidden_states,
+    labelled,
+    sae_dim,
+    sae_layers,
     sae_position,
     sae_positions,
 )
 
 __all__ = [
+    "NUMBER",
     "Option",
     "Selection",
     "Strategy",
+    "activations_at",
     "check_feature",
     "final",
     "final_activation",
+    "final_activations",
+    "final_embeddings",
     "final_hidden_states",
     "get_strategy",
+    "labelled",
     "list_strategies",
     "load_plugin",
+    "sae_dim",
+    "sae_layers",
     "sae_position",
     "sae_positions",
     "strategy",

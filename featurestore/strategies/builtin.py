@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 
 from featurestore.errors import SelectionError, spelled
 from featurestore.ranges import Numbers
-from featurestore.schema import ACTIVATIONS, EMBEDDINGS
 from featurestore.strategies.registry import Selection, strategy
-from featurestore.strategies.selecting import final, final_activation, final_hidden_states, sae_position
+from featurestore.strategies.selecting import (
+    final_activation,
+    final_activations,
+    final_embeddings,
+    final_hidden_states,
+    labelled,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
 
 TargetLayer = Annotated[int, "Layer of the SAE feature that is y."]
 TargetFeature = Annotated[int, "SAE feature that is y."]
-AverageL0 = Annotated[int | None, "Which SAE of the target layer, by its average L0, where it has several."]
+AverageL0 = Annotated[int | float | None, "Which SAE of the target layer, by its average L0, where it has several."]
 InputLayer = Annotated[int | None, "Layer of the hidden states that are X; by default the target layer."]
 
 
@@ -33,7 +38,7 @@ def embedding_to_feature(
     average_l0: AverageL0 = None,
 ) -> Selection:
     """Predict the activation of an SAE feature from the embedding."""
-    return Selection(X=final(ds[EMBEDDINGS]), y=final_activation(ds, target_layer, target_feature, average_l0))
+    return Selection(X=final_embeddings(ds), y=final_activation(ds, target_layer, target_feature, average_l0))
 
 
 @strategy("hidden-to-feature")
@@ -60,13 +65,15 @@ def hidden_to_concept(
     layers: Annotated[Numbers | None, "Layers whose hidden states are concatenated as X, such as 0-2,10,15-17."] = None,
 ) -> Selection:
     """Predict the concept label from the hidden states of one layer, or of several concatenated."""
+    ds = labelled(ds)
     return Selection(X=final_hidden_states(ds, layers or [layer]), y=ds["label"])
 
 
 @strategy("embedding-to-concept")
 def embedding_to_concept(ds: xr.Dataset) -> Selection:
     """Predict the concept label from the embedding: the baseline that knows nothing but the final token itself."""
-    return Selection(X=final(ds[EMBEDDINGS]), y=ds["label"])
+    ds = labelled(ds)
+    return Selection(X=final_embeddings(ds), y=ds["label"])
 
 
 @strategy("activation-to-concept")
@@ -74,17 +81,19 @@ def activation_to_concept(
     ds: xr.Dataset,
     *,
     layer: Annotated[int, "Layer of the SAE whose activations are X."],
-    average_l0: Annotated[int | None, "Which SAE of the layer, by its average L0, where it has several."] = None,
+    average_l0: Annotated[
+        int | float | None, "Which SAE of the layer, by its average L0, where it has several."
+    ] = None,
     densest: Annotated[int | None, "Only so many features: those active in most training sentences."] = None,
 ) -> Selection:
     """Predict the concept label from the activations of all SAE features of a layer, or of the densest."""
-    if densest is not None and not 0 < densest <= ds.sizes["feature"]:
+    ds = labelled(ds)
+    X = final_activations(ds, layer, average_l0)
+    if densest is not None and not 0 < densest <= X.sizes["feature"]:
         raise SelectionError(
-            f"has {ds.sizes['feature']} features, found {spelled('densest', densest)}: ask for 1 to that many"
+            f"has {X.sizes['feature']} features, found {spelled('densest', densest)}: ask for 1 to that many"
         )
-    return Selection(
-        X=final(ds[ACTIVATIONS], layer=sae_position(ds, layer, average_l0)), y=ds["label"], densest=densest
-    )
+    return Selection(X=X, y=ds["label"], densest=densest)
 
 
 @strategy("hidden-to-features")

@@ -6,12 +6,13 @@ import hashlib
 import inspect
 import logging
 import math
+import operator
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from numbers import Real
 from types import FunctionType, NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TYPES = (int, float, str, bool, Numbers)
+NUMBER = int | float
+"""A number that stays an integer where it is whole, such as an average L0."""
+
+TYPES = (int, float, NUMBER, str, bool, Numbers)
 """What options can be."""
 
 OWN = (
@@ -123,13 +127,14 @@ class Option:
             return numbers(spelled(self.name), value)
         if self.type is int:
             return integer(spelled(self.name), value)
-        if self.type is float and isinstance(value, Real) and not isinstance(value, bool):
+        if self.type in (float, NUMBER) and isinstance(value, Real) and not isinstance(value, bool):
             with suppress(OverflowError):
                 if math.isfinite(number := float(value)):
-                    return number
+                    return int(number) if self.type == NUMBER and number.is_integer() else number
             raise ParameterError(f"{spelled(self.name)}: expected a finite number, found {brief(value)}")
         if not isinstance(value, self.type):
-            raise ParameterError(f"{spelled(self.name)}: expected {self.type.__name__}, found {brief(value)}")
+            expected = "a number" if self.type == NUMBER else self.type.__name__
+            raise ParameterError(f"{spelled(self.name)}: expected {expected}, found {brief(value)}")
         return value
 
 
@@ -296,11 +301,8 @@ def _option(where: str, parameter: inspect.Parameter, hint: Any) -> Option:
     texts = [note for note in notes if isinstance(note, str) and note.strip()]
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or get_origin(hint) is not Annotated or not texts:
         raise StrategyError(f"{where}: {name} must be keyword-only and Annotated[type, help]")
-    if (
-        get_origin(base) in (Union, UnionType)
-        and len(kinds := [kind for kind in get_args(base) if kind is not NoneType]) == 1
-    ):
-        (base,) = kinds
+    if get_origin(base) in (Union, UnionType):  # without None, which says that it may be left out
+        base = reduce(operator.or_, [kind for kind in get_args(base) if kind is not NoneType] or [NoneType])
     if base not in TYPES:
         raise StrategyError(f"{where}: {name}: expected int, float, str, bool or Numbers, or one | None, found {base}")
     if name in OWN:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from featurestore.errors import SelectionError, spelled
 from featurestore.ranges import format_numbers
-from featurestore.schema import ACTIVATIONS, FINAL_TOKEN, HIDDEN_STATES
+from featurestore.schema import ACTIVATIONS, EMBEDDINGS, FINAL_TOKEN, HIDDEN_STATES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,6 +21,35 @@ def final(array: xr.DataArray, **positions: int | slice) -> xr.DataArray:
     return array.isel({"token": array.get_index("token").get_loc(FINAL_TOKEN), **positions})
 
 
+def labelled(ds: xr.Dataset) -> xr.Dataset:
+    """Leave out the sentences that have no label. Lazy.
+
+    Raises
+    ------
+    SelectionError
+        If none has one.
+    """
+    has_label = ds["has_label"].values
+    if not has_label.any():
+        raise SelectionError("has no labels, so no concept can be predicted")
+    return ds if has_label.all() else ds.isel(sentence=has_label)
+
+
+def final_embeddings(ds: xr.Dataset) -> xr.DataArray:
+    """Select embeddings at the final token. Lazy.
+
+    Returns
+    -------
+    xarray.DataArray, (sentence, hidden)
+
+    Raises
+    ------
+    SelectionError
+        If the store has no embeddings.
+    """
+    return final(_data(ds, EMBEDDINGS))
+
+
 def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> list[xr.DataArray]:
     """Select hidden states at the final token. Lazy.
 
@@ -29,8 +58,7 @@ def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> list[xr
     ds : xarray.Dataset
         An open store.
     layers : sequence of int
-        In the order in which they are to be concatenated. The residual stream after a layer does not depend on the
-        SAE, so where a layer has several, the first one's copy is taken.
+        In the order in which they are to be concatenated.
 
     Returns
     -------
@@ -40,12 +68,42 @@ def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> list[xr
     Raises
     ------
     SelectionError
-        If a layer is not in the store.
+        If the store has no hidden states, or not of a layer.
     """
-    return [final(ds[HIDDEN_STATES], layer=sae_positions(ds, layer)[0]) for layer in layers]
+    hidden_states = _data(ds, HIDDEN_STATES)
+    known = hidden_states["layer"].values.tolist()
+    for layer in layers:
+        if layer not in known:
+            raise SelectionError(f"has no hidden states of layer {layer}: choose from {format_numbers(tuple(known))}")
+    return [final(hidden_states, layer=known.index(layer)) for layer in layers]
 
 
-def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: int | None) -> xr.DataArray:
+def final_activations(ds: xr.Dataset, layer: int, average_l0: float | None) -> xr.DataArray:
+    """Select the activations of all features of an SAE at the final token. Lazy.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        An open store.
+    layer : int
+        Of the SAE.
+    average_l0 : int or float or None
+        Which SAE, where the layer has several.
+
+    Returns
+    -------
+    xarray.DataArray, (sentence, feature)
+        Scalar coordinates `layer` and `average_l0` say what it is.
+
+    Raises
+    ------
+    SelectionError
+        If the SAE is not in the store, or the layer has several and none was chosen.
+    """
+    return activations_at(ds, sae_position(ds, layer, average_l0))
+
+
+def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: float | None) -> xr.DataArray:
     """Select one SAE feature's activation at the final token. Lazy.
 
     Parameters
@@ -54,7 +112,7 @@ def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: int |
         An open store.
     layer, feature : int
         The feature, and the layer of its SAE.
-    average_l0 : int or None
+    average_l0 : int or float or None
         Which SAE, where the layer has several.
 
     Returns
@@ -69,17 +127,35 @@ def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: int |
     """
     position = sae_position(ds, layer, average_l0)
     check_feature(ds, feature)
-    return final(ds[ACTIVATIONS], layer=position, feature=feature)
+    return activations_at(ds, position, feature=feature)
+
+
+def activations_at(ds: xr.Dataset, position: int, **positions: int) -> xr.DataArray:
+    """Select the final activations of the SAE at a position, and positions along other dims; `layer` is its layer."""
+    selected = final(ds[ACTIVATIONS], **{sae_dim(ds): position}, **positions)
+    return selected.rename(sae_layer="layer") if "sae_layer" in selected.coords else selected
 
 
 def check_feature(ds: xr.Dataset, feature: int) -> None:
     """Raise SelectionError if a store has no such feature."""
-    if not 0 <= feature < ds.sizes["feature"]:
-        raise SelectionError(f"has no feature {feature}: choose from 0-{ds.sizes['feature'] - 1}")
+    n_features = _data(ds, ACTIVATIONS).sizes["feature"]
+    if not 0 <= feature < n_features:
+        raise SelectionError(f"has no feature {feature}: choose from 0-{n_features - 1}")
 
 
-def sae_position(ds: xr.Dataset, layer: int, average_l0: int | None) -> int:
-    """Return the position along `layer` of a layer's only SAE, or of the one of that average L0.
+def sae_dim(ds: xr.Dataset) -> str:
+    """Return the dim of the SAEs: ``"layer"`` where each layer has one, otherwise ``"sae"``."""
+    return "sae" if "sae" in ds.dims else "layer"
+
+
+def sae_layers(ds: xr.Dataset) -> list[int]:
+    """Return the layer of each SAE; SelectionError if there are none."""
+    layers: list[int] = _data(ds, ACTIVATIONS)["sae_layer" if sae_dim(ds) == "sae" else "layer"].values.tolist()
+    return layers
+
+
+def sae_position(ds: xr.Dataset, layer: int, average_l0: float | None) -> int:
+    """Return the position along `sae_dim` of a layer's only SAE, or of the one of that average L0.
 
     Raises
     ------
@@ -87,7 +163,7 @@ def sae_position(ds: xr.Dataset, layer: int, average_l0: int | None) -> int:
         If there is none, or the layer has several SAEs and none was chosen.
     """
     positions = sae_positions(ds, layer)
-    choices = [int(ds["average_l0"].values[position]) for position in positions]
+    choices = [ds["average_l0"].values[position].item() for position in positions]
     if average_l0 is not None and average_l0 not in choices:
         raise SelectionError(f"layer {layer} has no SAE of average L0 {average_l0}: choose from {choices}")
     if average_l0 is None and len(choices) > 1:
@@ -96,16 +172,23 @@ def sae_position(ds: xr.Dataset, layer: int, average_l0: int | None) -> int:
 
 
 def sae_positions(ds: xr.Dataset, layer: int | None) -> list[int]:
-    """Return the positions along `layer` that a layer has, one for each of its SAEs.
+    """Return the positions along `sae_dim` of a layer's SAEs.
 
     Raises
     ------
     SelectionError
         If it has none.
     """
-    layers = ds["layer"].values.tolist()
+    layers = sae_layers(ds)
     positions = [position for position, value in enumerate(layers) if value == layer]
     if not positions:
         available = format_numbers(tuple(dict.fromkeys(layers)))
-        raise SelectionError(f"has no layer {layer}: choose from {available}")
+        raise SelectionError(f"has no SAE of layer {layer}: choose from {available}")
     return positions
+
+
+def _data(ds: xr.Dataset, name: str) -> xr.DataArray:
+    if name not in ds:
+        there = ", ".join(one for one in (EMBEDDINGS, HIDDEN_STATES, ACTIVATIONS) if one in ds)
+        raise SelectionError(f"has no {name.replace('_', ' ')}, only {there.replace('_', ' ')}")
+    return ds[name]

@@ -23,8 +23,8 @@ from featurestore import strategies as module
 from featurestore.datasets import normalize
 from featurestore.ranges import Numbers
 from featurestore.store import layout
-from featurestore.strategies import registry
-from featurestore.strategies.registry import Selection, Strategy
+from featurestore.strategies import NUMBER, registry
+from featurestore.strategies.registry import TYPES, Selection, Strategy
 from tests.sentences import SAMPLE, write_folder, write_sentence
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -173,6 +173,7 @@ def test_batches_and_memory_do_not_show(
 ) -> None:
     """Small shards, windows of one row, X read once or in every pass: the same dataset."""
     monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 4)
     monkeypatch.setattr("featurestore.datasets.raw.IN_MEMORY_BYTES", in_memory)
     monkeypatch.setattr("featurestore.datasets.dataset._WINDOW_BYTES", 1)
     sentences = write_folder(tmp_path / "in", n)
@@ -294,7 +295,7 @@ def some_parameters(strategy: Strategy) -> dict[str, Any]:
     """Values for a strategy's options that the sample has."""
     values = {"target_layer": 12, "target_feature": 1000, "layers": "0,10", "input_layer": 3, "average_l0": 24}
     values |= {"densest": 7}
-    by_type = {int: 10, float: 0.5, str: "a", bool: True, Numbers: "0,10"}
+    by_type = {int: 10, float: 0.5, str: "a", bool: True, Numbers: "0,10", NUMBER: 10}
     return {
         option.name: values.get(option.name, by_type[option.type])
         for option in strategy.options
@@ -311,7 +312,7 @@ def test_a_strategy_is_documented(strategy: Strategy) -> None:
     assert strategy.summary.endswith(".")
     for option in strategy.options:
         assert option.help.endswith(".")
-        assert option.type in (int, str, float, bool, Numbers)
+        assert option.type in TYPES
 
 
 def test_a_strategy_is_lazy_aligned_and_deterministic(strategy: Strategy, sample_store: Path) -> None:

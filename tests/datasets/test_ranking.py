@@ -35,12 +35,13 @@ def store(values: Array, label: Array, rows_of_a_chunk: int) -> xr.Dataset:
     tokens = np.stack([np.full_like(values, np.nan), values], axis=1)[:, :, None]
     array = xr.DataArray(tokens, dims=("sentence", "token", "layer", "feature")).chunk({"sentence": rows_of_a_chunk})
     coordinates = {"label": ("sentence", label), "n_nonfinite": ("sentence", np.zeros(N, int))}
+    coordinates["has_label"] = ("sentence", np.ones(N, bool))
     ds = xr.Dataset({"activations": array}, {"token": [-2, -1], "layer": [2], "average_l0": ("layer", [5])})
     return ds.assign_coords(coordinates)
 
 
 def ranked(ds: xr.Dataset, rows: Array, by: str = "label", top: int = FEATURES - 1) -> list[int]:
-    return [target["target_feature"] for target in rank(ds, by, [2], top, rows, 1)]
+    return [int(target["target_feature"]) for target in rank(ds, by, [2], top, rows, 1)]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -399,7 +399,7 @@ def test_the_first_features_of_a_ranking(folder: Path) -> None:
             ({"layer": text}, r"ranked.csv:2: layer: expected an integer, found")
             for text in ("nan", "inf", "0x5", "1_0")
         ),
-        ({"layer": 4}, "has no layer 4"),
+        ({"layer": 4}, "has no SAE of layer 4"),
         ({"average_l0": 4}, r"no SAE of average L0 4: choose from \[2, 9\]"),
         ({"feature_id": 10}, "has no feature 10"),
     ]

@@ -114,7 +114,7 @@ def test_each_piece_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(reading, "SENTENCES_PER_CHUNK", 128)
     monkeypatch.setattr(arrays.StoredArray, "_read", counting)
     featurestore.sweep(study(folder))
-    shards = 3
+    shards = 5  # of 32 sentences
     assert set(read.values()) == {1}
     names = Counter(name for name, *_ in read)
     # 3 layers; targets in 2 layers, whose 10 features are one chunk; and the embeddings

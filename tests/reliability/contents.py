@@ -30,6 +30,9 @@ def sentence_bytes(*folders: Path) -> Contents:
             }
             for name in ARRAYS:
                 array = npz[name] if name == "embeddings" else npz[name].swapaxes(0, 1)
+                if name == "hidden_states":  # each layer once, however many SAEs it has
+                    layers = npz["layers"].tolist()
+                    array = array[:, sorted({layers.index(layer) for layer in layers})]
                 values[name] = _packed(array[:tokens])
             index = npz["sentence_index"].item()
         assert index not in contents
@@ -72,8 +75,9 @@ def check(path: Path, *folders: Path) -> int:
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """All files below a folder, with their bytes."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    """All files below a folder, with their bytes, but for the cache of what was seen of the sources."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".seen"]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def _packed(array: np.ndarray[Any, Any]) -> tuple[str, tuple[int, ...], bytes]:

@@ -57,6 +57,8 @@ def serial() -> Iterator[None]:
     settings = {"async.concurrency": 1, "threading.max_workers": 1}
     with pytest.MonkeyPatch.context() as patch, zarr.config.set(settings), dask.config.set(scheduler="synchronous"):
         patch.setattr(layout, "ROWS", 4)
+        patch.setattr(layout, "BATCH_ROWS", 4)
+        patch.setattr(layout, "TOKENS", 1)
         patch.setattr(batch, "MAX_LANES", 1)
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(files, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
@@ -106,8 +108,9 @@ def held(path: Path, sentences: Sentences) -> int | None:
 
 
 def tree(path: Path) -> dict[str, bytes | None]:
-    """Everything below a path: the bytes of each file, None for each folder."""
-    return {str(below.relative_to(path)): below.read_bytes() if below.is_file() else None for below in path.rglob("*")}
+    """Everything below a path, but for caches: the bytes of each file, None for each folder."""
+    found = [below for below in path.rglob("*") if below.suffix != ".seen"]
+    return {str(below.relative_to(path)): below.read_bytes() if below.is_file() else None for below in found}
 
 
 def tree_after(done: featurestore.Ingested, path: Path) -> dict[str, bytes | None]:

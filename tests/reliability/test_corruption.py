@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import time
@@ -24,14 +25,18 @@ Cli = Callable[..., Result]
 Values = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 DATA = ("embeddings", "hidden_states", "activations")
-BY_SENTENCE = ("sentence", "label", "n_tokens", "n_nonfinite", "text", "source", "source_digest")
-COORDS = (*BY_SENTENCE, "fragment", "token", "layer", "average_l0", "feature")
+BY_SENTENCE = (
+    *("sentence", "label", "has_label", "n_tokens", "n_nonfinite", "text", "source", "source_digest"),
+    *(f"{name}_crc32" for name in DATA),
+)
+BY_TOKEN = ("fragment", "token_text", "is_special")
+COORDS = (*BY_SENTENCE, *BY_TOKEN, "token", "layer", "average_l0", "feature")
 KINDS = ("root", "metadata", *DATA, *COORDS)
 LENGTHS = (2, 3, 1, 2, 3, 2)
 """Tokens of each sentence: a shard that is full and one that is half-full, and in each some padding."""
 
-SWAPPABLE = (*DATA, *(name for name in BY_SENTENCE if name != "source"), "fragment")
-"""Arrays of several files whose values a source determines; `source` itself is a name that may have changed."""
+SWAPPABLE = (*DATA, *(name for name in BY_SENTENCE if name not in ("source", "has_label")), "fragment", "token_text")
+"""Arrays of several files that differ and that a source determines; `source` is a name that may have changed."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +47,8 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _small_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layout, "ROWS", 4)
+    patch.setattr(layout, "BATCH_ROWS", 4)
+    patch.setattr(layout, "TOKENS", 2)
     patch.setattr(layout, "COORD_ROWS", 4)
     patch.setattr(time, "sleep", lambda _: None)
 
@@ -82,7 +89,7 @@ def files_of(path: Path, kind: str) -> list[str]:
         return ["zarr.json"]
     if kind == "metadata":
         return [file for file in found if file.endswith("/zarr.json")]
-    return [file for file in found if file.startswith(f"{kind}/c/")]
+    return [file for file in found if file.startswith(f"{kind}/c.")]
 
 
 def everything(path: Path) -> Values:
@@ -150,7 +157,7 @@ def rows(path: Path) -> list[dict[str, bytes]]:
     """What a store holds of each sentence by Zarr alone, without the checks of featurestore."""
     group = zarr.open_group(path, mode="r", use_consolidated=False)
     held: list[dict[str, bytes]] = [{} for _ in LENGTHS]
-    for name in (*DATA, *BY_SENTENCE, "fragment"):
+    for name in (*DATA, *BY_SENTENCE, *BY_TOKEN):
         array = group[name]
         assert isinstance(array, zarr.Array)
         for row, value in zip(held, np.asarray(array[:]), strict=True):
@@ -192,7 +199,7 @@ def test_labels_of_another_store(sound: Path, tmp_path: Path, name: str) -> None
     shutil.copytree(sound, tmp_path / "other.zarr")
     other = zarr.open_array(tmp_path / "other.zarr" / name, mode="r+")
     other[:] = wrong
-    shutil.copy(tmp_path / "other.zarr" / name / "c" / "0", sound / name / "c" / "0")
+    shutil.copy(tmp_path / "other.zarr" / name / "c.0", sound / name / "c.0")
     assert featurestore.verify(sound, tmp_path / "in")
 
 
@@ -204,16 +211,16 @@ def test_a_root_of_an_earlier_commit(sound: Path, tmp_path: Path) -> None:
     later = everything(sound)
     (sound / "zarr.json").write_bytes(root)
     assert everything(sound) == right
-    assert {problem.where for problem in featurestore.verify(sound)} >= {"sentence/zarr.json", "activations/c/2/0/0/0"}
+    assert {problem.where for problem in featurestore.verify(sound)} >= {"sentence/zarr.json", "activations/c.2.0.0.0"}
     featurestore.ingest(tmp_path / "in", sound)
     assert featurestore.verify(sound, tmp_path / "in") == []
     assert everything(sound) == later
 
 
-@pytest.mark.parametrize("masking", ["label/zarr.json", "label/c/0"])
+@pytest.mark.parametrize("masking", ["label/zarr.json", "label/c.0"])
 def test_one_accident_does_not_hide_another(sound: Path, masking: str) -> None:
     """All data are read by the root metadata, whatever else is wrong."""
-    damaged = "hidden_states/c/0/1/0/0"
+    damaged = "hidden_states/c.0.1.0.0"
     (sound / masking).unlink()
     flip(sound / damaged, random.Random(0))
     assert {problem.where for problem in featurestore.verify(sound)} >= {masking, damaged}
@@ -277,16 +284,22 @@ def test_a_damaged_source_file(sound: Path, tmp_path: Path, where: str) -> None:
     assert any(problem.where == path.name and "cannot be compared" in problem.what for problem in problems)
 
 
-@pytest.mark.parametrize("killed_at", ["flush", "sync", "_write_array_metadata"])
-def test_stale_files_are_named(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str) -> None:
+@pytest.mark.parametrize(("killed_at", "call"), [("flush", 1), ("flush", 2), ("_write_array_metadata", 1)])
+def test_stale_files_are_named(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str, call: int
+) -> None:
     """Killed with a batch aside, with its files in place, or with the root replaced: that is said, and no more."""
     held = featurestore.open_store(sound).sizes["sentence"]
     write_sentence(tmp_path / "in", 6, tokens=5)
     before = {path for path in sound.rglob("*") if path.is_file()}
     owner = commit.Writer if hasattr(commit.Writer, killed_at) else files
 
-    def kill(*_: object) -> None:
-        raise KeyboardInterrupt
+    original, calls = getattr(owner, killed_at), itertools.count(1)
+
+    def kill(*arguments: Any) -> None:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        original(*arguments)
 
     with monkeypatch.context() as patch:
         append = commit.Writer.append
@@ -305,7 +318,7 @@ def test_stale_files_are_named(sound: Path, tmp_path: Path, monkeypatch: pytest.
     named = {problem.where for problem in problems}
     stale = {path.relative_to(sound).as_posix() for path in sound.rglob("*") if path.is_file() and path not in before}
     if committed:
-        assert named == {f"{name}/zarr.json" for name in (*DATA, *BY_SENTENCE, "fragment", "token")}
+        assert named == {f"{name}/zarr.json" for name in (*DATA, *BY_SENTENCE, *BY_TOKEN, "token")}
     else:
         assert named == stale
         assert stale

@@ -71,16 +71,18 @@ def read_sentence(path: Path) -> None:
         is_clear(error, path)
         return
     tokens, extraction = file.n_tokens, file.extraction
-    layers = len(extraction.layers)
     assert tokens >= 1
     assert len(read.fragments) == tokens
     assert all(isinstance(text, str) for text in (read.text, *read.fragments))
-    assert len(extraction.average_l0s) == layers
-    assert read.embeddings.shape == (tokens, extraction.hidden)
-    assert read.hidden_states.shape == (layers, tokens, extraction.hidden)
-    assert read.activations.shape == (layers, tokens, extraction.features)
-    dtypes = [array.dtype.name for array in (read.embeddings, read.hidden_states, read.activations)]
-    assert (*dtypes,) == extraction.dtypes
+    assert len(extraction.average_l0s) == len(extraction.sae_layers)
+    assert read.special.shape == (tokens,)
+    shapes = [(tokens, extraction.hidden), (len(extraction.layers), tokens, extraction.hidden)]
+    shapes.append((len(extraction.sae_layers), tokens, extraction.features))
+    arrays = (read.embeddings, read.hidden_states, read.activations)
+    for array, shape, dtype in zip(arrays, shapes, extraction.dtypes, strict=True):
+        assert (array is None) == (not dtype)
+        if array is not None:
+            assert (array.shape, array.dtype.name) == (shape, dtype)
 
 
 def read_dataset(path: Path) -> None:

@@ -30,9 +30,9 @@ STEPS: dict[str, tuple[object, str, int]] = {
     "read": (sentences, "read", 8),
     "scan": (sentences, "scan", 8),
     "coordinate": (batch.Batch, "_write_coord", 16),
-    "tokens": (batch.Batch, "_write_tokens", 4),
+    "shard": (batch.Batch, "_write_shard", 8),
     "batch": (batch.Batch, "write", 2),
-    "flush": (files, "flush", 3),
+    "flush": (files, "flush", 6),
     "sync": (files, "sync", 40),
     "move": (Path, "replace", 40),
     "commit": (commit.Writer, "_commit", 2),
@@ -248,14 +248,15 @@ def test_an_error_just_after_a_commit(
 ) -> None:
     """The root is replaced, and the ingest does not live to know it: what is committed stays, whole."""
     monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 4)
     for index in range(6):
         write_sentence(tmp_path / "in", index, tokens=1 + index % 3)
     expected = {index: sentence_arrays(index, tokens=1 + index % 3) for index in range(6)}
     replace, left = files.replace, commits
 
-    def replaced(path: Path, data: bytes) -> None:
+    def replaced(path: Path, data: bytes, **options: bool) -> None:
         nonlocal left
-        replace(path, data)
+        replace(path, data, **options)
         left -= path == tmp_path / "s.zarr" / "zarr.json"
         if not left:
             raise OSError("the folder cannot be flushed")
@@ -275,6 +276,7 @@ def test_an_error_just_after_a_commit(
 
 def test_any_sequence(long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "ROWS", 4)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 4)
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr("os.fsync", lambda _: None)  # the tests of power loss are about that
     run_state_machine_as_test(

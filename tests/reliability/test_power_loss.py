@@ -167,8 +167,8 @@ def record(base: Path) -> tuple[list[Operation], Sentences]:
     replace, append = files.replace, Writer.append
     with serial(), Disk(base / "disk") as disk, pytest.MonkeyPatch.context() as patch:
 
-        def replacing(path: Path, data: bytes) -> None:
-            replace(path, data)
+        def replacing(path: Path, data: bytes, **options: bool) -> None:
+            replace(path, data, **options)
             if path == base / "disk" / STORE / layout.ROOT and (n := Snapshot.read(path.parent).sizes["sentence"]):
                 disk.mark(n)
 

@@ -159,9 +159,9 @@ def saved_as(descr: str) -> Change:
 
 T, L, H, F = 4, 3, 6, 10
 REQUIRED = [
-    *("sentence", "concept_strength_label", "sentence_index", "fragments", "is_final_token"),
-    *("embeddings", "hidden_states", "activations", "layers", "average_l0s"),
+    *("sentence", "sentence_index", "fragments", "is_final_token", "layers", "average_l0s"),
 ]
+ARRAYS = ("embeddings", "hidden_states", "activations")
 MEMBERS = list(sentence_arrays(2))
 
 # How a file is made bad, and what the line about it must say.
@@ -178,6 +178,7 @@ BAD: dict[str, tuple[Change, Sequence[str]]] = {
     "a broken link": (a_broken_link, ["cannot be read"]),
     "array twice": (twice, ["twice"]),
     **{f"no {name}": (without(name), [f"'{name}'", "missing", "extract"]) for name in REQUIRED},
+    **{f"no {name}": (without(name), ["does not fit", "dtypes", "none"]) for name in ARRAYS},
     **{f"pickled {name}": (pickled(name), [f"'{name}'", "pickled", "save plain"]) for name in MEMBERS},
     "1-D embeddings": (changed(embeddings=np.zeros(T, "f2")), ["'embeddings'", "must have dims", "(4,)"]),
     "2-D hidden_states": (

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from featurestore import npz
+from featurestore.sources import contents as small
 from featurestore.sources import sentences
 from tests.refusals import (
     STORE,
@@ -202,11 +203,11 @@ def test_npy_3(cli: Cli, tmp_path: Path) -> None:
 def test_fragments_of_a_long_document(tmp_path: Path, save: Callable[..., None], dtype: str) -> None:
     """The array is larger than other small arrays may be; its padding is not kept in memory."""
     fragments = np.array(["ä" * 3 * n for n in range(1, 2501)]).astype(dtype)
-    assert fragments.nbytes > sentences.MAX_SMALL_BYTES
+    assert fragments.nbytes > small.MAX_SMALL_BYTES
     save(tmp_path / "a.npz", fragments=fragments)
     tracemalloc.start()
     with npz.Archive(tmp_path / "a.npz") as archive:
-        found = archive.texts("fragments", sentences.MAX_FRAGMENTS_BYTES)
+        found = archive.texts("fragments", small.MAX_FRAGMENTS_BYTES)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == fragments.tolist()

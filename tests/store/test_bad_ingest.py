@@ -102,6 +102,7 @@ def test_disk_full_at_ingest(
 
 def test_interrupted_ingest_goes_on(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featurestore.store.layout.ROWS", 2)
+    monkeypatch.setattr("featurestore.store.layout.BATCH_ROWS", 2)
     read = sentences.read
 
     def interrupt(file: Any) -> Any:

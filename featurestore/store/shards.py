@@ -1,0 +1,156 @@
+"""Shards written and checked chunk by chunk, so that none is ever dense in memory.
+
+Zarr's own writing of a shard wants all of it at once, a hundred times what it has to hold of sparse activations. What
+is written here is what Zarr's sharding codec writes [1]_: the chunks one after the other, then their places and sizes.
+Readers go by Zarr.
+
+.. [1] https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import google_crc32c
+import numpy as np
+from numcodecs import Blosc, Zstd
+
+from featurestore.store.layout import Metadata
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_EMPTY = 2**64 - 1
+"""Place and size of a chunk that is not there, and so reads as padding."""
+
+_SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
+
+
+class ShardWriter:
+    """A shard on its way to disk; a context manager, which writes the index when it ends well.
+
+    Parameters
+    ----------
+    path : Path
+        Its file; folders that it lacks are made.
+    metadata : dict
+        Of its array.
+    """
+
+    def __init__(self, path: Path, metadata: Metadata) -> None:
+        self._form = _Form(metadata)
+        self._index = np.full((math.prod(self._form.grid), 2), _EMPTY, "<u8")
+        self._size = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file as file:
+            if kind is None:
+                index = self._index.tobytes()
+                file.write(index + _checksum(index))
+
+    def add(self, place: tuple[int, ...], values: NDArray[Any]) -> None:
+        """Write a chunk.
+
+        Parameters
+        ----------
+        place : tuple of int
+            Its place in the grid of the shard's chunks.
+        values : ndarray
+            Of the chunk's shape and the array's dtype, contiguous.
+        """
+        compressed = bytes(self._form.compressor.encode(values))
+        self._file.write(compressed)
+        self._file.write(_checksum(compressed))
+        size = len(compressed) + 4
+        self._index[np.ravel_multi_index(place, self._form.grid)] = self._size, size
+        self._size += size
+
+
+class ShardReader:
+    """A shard, read chunk by chunk to be checked; a context manager.
+
+    Parameters
+    ----------
+    path : Path
+        Its file.
+    metadata : dict
+        Of its array.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, also from `read`.
+    """
+
+    def __init__(self, path: Path, metadata: Metadata) -> None:
+        self._form = _Form(metadata)
+        self._file = path.open("rb")
+        try:
+            n_bytes = 16 * math.prod(self._form.grid)
+            self._size = self._file.seek(0, os.SEEK_END)
+            self._file.seek(max(0, self._size - n_bytes - 4))
+            self._index = np.frombuffer(_intact(self._file.read(), n_bytes), "<u8").reshape(-1, 2)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """How many chunks there are along each dim."""
+        return self._form.grid
+
+    def read(self, place: tuple[int, ...]) -> NDArray[Any] | None:
+        """Return the chunk at a place in the grid of the shard's chunks; None where there is none."""
+        start, size = self._index[np.ravel_multi_index(place, self._form.grid)].tolist()
+        if start == size == _EMPTY:
+            return None
+        if start + size > self._size:
+            raise ValueError("a chunk ends beyond the file")
+        self._file.seek(start)
+        compressed = _intact(self._file.read(size), size - 4)
+        chunk = np.empty(self._form.chunk, self._form.dtype)
+        self._form.compressor.decode(compressed, chunk)
+        return chunk
+
+
+class _Form:
+    """What an array's metadata say of its shards."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        (sharding,) = metadata["codecs"]
+        shard, chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"], sharding["configuration"]["chunk_shape"]
+        self.chunk, self.dtype = tuple(chunk), np.dtype(metadata["data_type"])
+        self.grid = tuple(size // step for size, step in zip(shard, chunk, strict=True))
+        _, codec, _ = sharding["configuration"]["codecs"]
+        settings = codec["configuration"]
+        if codec["name"] == "zstd":
+            self.compressor = Zstd(settings["level"])
+        else:
+            shuffle = _SHUFFLES[settings["shuffle"]]
+            self.compressor = Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"])
+
+
+def _intact(data: bytes, size: int) -> bytes:
+    """Return data without the checksum that follows them."""
+    if len(data) != size + 4 or _checksum(data[:size]) != data[size:]:
+        raise ValueError("a checksum differs")
+    return data[:size]
+
+
+def _checksum(data: bytes) -> bytes:
+    checksum: int = google_crc32c.value(data)
+    return checksum.to_bytes(4, "little")
