@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _IS_TOKEN_CELLS = 1 << 24
-"""Values of a chunk of `is_token`, which is calculated when it is asked for."""
+"""So many values of `is_token` are calculated at once; more of them lazily."""
 
 _IS_TOKEN = "whether the sentence has a token here; beyond it all values are NaN"
 
@@ -120,8 +120,10 @@ def labelled(snapshot: Snapshot, chunks_of: Callable[[Snapshot, str], tuple[int,
         # Named at random, as no content is known yet: an appended store must not be mistaken for the earlier one.
         data = da.from_array(array, chunks, name=False)
         variables[name] = xr.Variable(arrays[name]["dimension_names"], data, arrays[name]["attributes"])
-    lengths = da.from_array(n_tokens, chunks=max(1, _IS_TOKEN_CELLS // max(1, snapshot.sizes["token"])), name=False)
-    is_token = variables["token"].values >= -lengths[:, None]
+    lengths = n_tokens[:, None]
+    if len(n_tokens) * snapshot.sizes["token"] > _IS_TOKEN_CELLS:
+        lengths = da.from_array(lengths, chunks=(max(1, _IS_TOKEN_CELLS // snapshot.sizes["token"]), 1), name=False)
+    is_token = variables["token"].values >= -lengths
     variables["is_token"] = xr.Variable(("sentence", "token"), is_token, {"long_name": _IS_TOKEN})
     data = {name: variables.pop(name) for name in snapshot.data_arrays}
     ds = xr.Dataset(data, dict(sorted(variables.items())), snapshot.described)
