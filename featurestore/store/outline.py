@@ -86,6 +86,7 @@ def _labelled(extraction: Extraction, coords: Mapping[str, Sequence[Any]]) -> xr
     }
     labels: dict[str, Any] = {name: ("sentence", np.array(values)) for name, values in coords.items()}
     labels["token"] = np.arange(-tokens, 0)
+    labels["is_token"] = (("sentence", "token"), labels["token"] >= -np.array(coords["n_tokens"])[:, None])
     for name, dim, values in (
         ("layer", "layer", extraction.layers),
         ("sae_layer", "sae", extraction.sae_layers),

@@ -52,8 +52,8 @@ def verify(
 
     Reads all data once, chunk by chunk and on all cores: checksums of chunks, coordinates, that each sentence has its
     tokens and no others, the counts of non-finite values, and the CRC-32 of each sentence's values that was taken at
-    ingest, so that files in a wrong place are found, too. Needs no lock; a store that is being written at the same time may show
-    problems that are gone afterwards.
+    ingest, so that files in a wrong place are found, too. Needs no lock; a store that is being written at the same time
+    may show problems that are gone afterwards.
 
     Parameters
     ----------

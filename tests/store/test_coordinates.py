@@ -14,6 +14,7 @@ from click.testing import Result
 import featurestore
 from featurestore.schema import SentenceFile
 from featurestore.sources import sentences
+from featurestore.store.outline import outline
 from tests.refusals import accepted, complaint
 from tests.sentences import sentence_arrays, write_folder, write_sentence
 
@@ -49,6 +50,14 @@ def test_is_token_and_token_text(opened: xr.Dataset) -> None:
         assert one["is_token"].values.tolist() == [False] * (7 - tokens) + [True] * tokens
         assert one["token_text"].values.tolist() == [""] * (7 - tokens) + words
         assert "".join(one["token_text"].values) == str(one["text"].values)
+
+
+def test_is_token_is_known_before_ingest(cli: Cli, folder: Path) -> None:
+    """A dry run can plan means over tokens."""
+    planned = outline(folder)
+    assert planned is not None
+    accepted(cli("ingest", folder))
+    np.testing.assert_array_equal(planned["is_token"], featurestore.open_store("stores/trait.zarr")["is_token"])
 
 
 def test_token_text_of_fragments_that_do_not_continue_each_other(tmp_path: Path) -> None:
