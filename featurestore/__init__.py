@@ -25,10 +25,11 @@ if TYPE_CHECKING:
         StrategyError,
     )
     from featurestore.recipes.sweep import Sweep, sweep
+    from featurestore.store.checks import Problem
     from featurestore.store.info import info
     from featurestore.store.ingest import ingest
     from featurestore.store.reading import open_store
-    from featurestore.store.verify import Problem, verify
+    from featurestore.store.verify import verify
     from featurestore.strategies import Selection, list_strategies, load_plugin, strategy
 
 _HOMES = {
@@ -55,7 +56,8 @@ _HOMES = {
     "store.reading": ["open_store"],
     "strategies": ["Selection", "list_strategies", "load_plugin", "strategy"],
     "recipes.sweep": ["Sweep", "sweep"],
-    "store.verify": ["Problem", "verify"],
+    "store.checks": ["Problem"],
+    "store.verify": ["verify"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -171,7 +171,7 @@ class Writer:
         appended.write()
         written = [file for file in aside.rglob("*") if file.is_file()]
         files.flush(written)
-        folders = {path}
+        folders = set()
         for source in written:
             target = path / source.relative_to(aside)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,46 +102,90 @@ def ingest(
     """
     is_default, source = store is None, as_path(source)
     store = store_path(source) if store is None else as_path(store)
-    paths = sentences.find(source)
-    described = _described(attributes)
-    special_first = None if special_first is None else _checked_count(special_first)
-    seen = Seen(store)
-    if (
-        done := _if_up_to_date(store, paths, seen, described, special_first, progress)
-    ) is None:  # else no lock is needed
+    job = _Job(
+        source=source,
+        store=store,
+        is_default=is_default,
+        paths=sentences.find(source),
+        seen=Seen(store),
+        special_first=None if special_first is None else _checked_count(special_first),
+        attributes=_described(attributes),
+        skip_bad=skip_bad,
+        progress=progress,
+    )
+    done = job.if_up_to_date()
+    if done is None:  # otherwise no lock is needed
         with naming(store), commit.exclusive(store, wait) as real:
-            writer = Writer(real) if is_store(real) else None
-            committed = writer.snapshot if writer else None
-            found = changes.compare(paths, committed, seen, progress)
-            scan = changes.scan(found.new, committed, progress)
-            if writer and special_first not in (None, writer.snapshot.special_first):
-                raise _other_special(store, writer.snapshot.special_first, special_first)
-            recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
-            if is_default and writer and writer.n_sentences and not found.present and not scan.corrected:
-                raise _another_folders(store, source)
-            is_refused = not skip_bad and any(entry.file not in recorded for entry in scan.bad)
-            if is_refused or (not scan.files and writer is None):
-                raise changes.refusal(source, scan.bad, len(paths))
-            writer = writer or Writer.create(real, scan.files[0].extraction, special_first or 0)
-            try:
-                damaged = append(writer, scan.files, None if skip_bad else recorded, progress)
-                skipped = [*scan.bad, *damaged]
-                if not writer.n_sentences:
-                    raise changes.refusal(source, skipped, len(paths))
-                elsewhere = recorded.keys() - {path.name for path in paths}
-                skipped_elsewhere = [entry for name, entry in recorded.items() if name in elsewhere]
-                writer.finish([*skipped_elsewhere, *skipped], described)
-            except BaseException:
-                writer.discard()
-                raise
-        added = len(scan.files) - len(damaged)
-        done = Ingested(store, added, found.present, tuple(skipped), writer.n_sentences)
-    seen.save()
+            done = job.write(real)
+    job.seen.save()
     if is_default and (others := done.n_sentences - done.present - done.added):
         logger.warning("%s also holds %d sentences that are not in %s", store, others, source)
     for entry in done.skipped:
         logger.warning("left out %s: %s", shown(source / entry.file), entry.reason)
     return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What `ingest` has been asked for."""
+
+    source: Path
+    store: Path
+    is_default: bool
+    paths: list[Path]
+    seen: Seen
+    special_first: int | None
+    attributes: dict[str, str]
+    skip_bad: bool
+    progress: Progress
+
+    def if_up_to_date(self) -> Ingested | None:
+        """Say what is there if there is nothing to write."""
+        if not is_store(self.store) or not (snapshot := Snapshot.read(self.store)).is_complete:
+            return None
+        has_all = self.attributes.items() <= snapshot.attributes.items()
+        if not has_all or self.special_first not in (None, snapshot.special_first):
+            return None
+        found = changes.compare(self.paths, snapshot, self.seen, self.progress)
+        return None if found.new else Ingested(self.store, 0, found.present, (), found.n_sentences)
+
+    def write(self, real: Path) -> Ingested:
+        """Append what is new; only to be called while the lock of the store, which really is there, is held."""
+        writer = Writer(real) if is_store(real) else None
+        committed = writer.snapshot if writer else None
+        found = changes.compare(self.paths, committed, self.seen, self.progress)
+        scan = changes.scan(found.new, committed, self.progress)
+        recorded = {entry.file: entry for entry in writer.skipped} if writer else {}
+        self._check(writer, found, scan, recorded)
+        writer = writer or Writer.create(real, scan.files[0].extraction, self.special_first or 0)
+        try:
+            damaged = append(writer, scan.files, None if self.skip_bad else recorded, self.progress)
+            skipped = [*scan.bad, *damaged]
+            if not writer.n_sentences:
+                raise changes.refusal(self.source, skipped, len(self.paths))
+            elsewhere = recorded.keys() - {path.name for path in self.paths}
+            writer.finish([*(recorded[name] for name in recorded if name in elsewhere), *skipped], self.attributes)
+        except BaseException:
+            writer.discard()
+            raise
+        return Ingested(self.store, len(scan.files) - len(damaged), found.present, tuple(skipped), writer.n_sentences)
+
+    def _check(
+        self, writer: Writer | None, found: changes.Changes, scan: changes.Scan, recorded: Mapping[str, Skipped]
+    ) -> None:
+        """Refuse what does not belong into the store, before anything is written."""
+        if writer and self.special_first not in (None, writer.snapshot.special_first):
+            held = f"{self.store} marks the first {writer.snapshot.special_first} tokens of each sentence as special"
+            asked = spelled("special_first", self.special_first)
+            raise StoreError(f"{asked}: {held}; leave the option out, or ingest into a new store")
+        if self.is_default and writer and writer.n_sentences and not found.present and not scan.corrected:
+            raise StoreError(
+                f"{self.store}: holds no sentence of {self.source}, so it was made from another folder of that name; "
+                f"ingest {self.source} into another store ({spelled('store')}), and build from that"
+            )
+        is_refused = not self.skip_bad and any(entry.file not in recorded for entry in scan.bad)
+        if is_refused or (not scan.files and writer is None):
+            raise changes.refusal(self.source, scan.bad, len(self.paths))
 
 
 def _described(attributes: Mapping[str, str | None]) -> dict[str, str]:
@@ -161,34 +205,6 @@ def _checked_count(special_first: int) -> int:
     if not 0 <= (number := integer(name, special_first)) <= most:
         raise ParameterError(f"{name}: expected 0 to {most:,} tokens, found {number}")
     return number
-
-
-def _if_up_to_date(
-    store: Path,
-    paths: Sequence[Path],
-    seen: Seen,
-    described: Mapping[str, str],
-    special_first: int | None,
-    progress: Progress,
-) -> Ingested | None:
-    if not is_store(store) or not (snapshot := Snapshot.read(store)).is_complete:
-        return None
-    if not described.items() <= snapshot.attributes.items() or special_first not in (None, snapshot.special_first):
-        return None
-    found = changes.compare(paths, snapshot, seen, progress)
-    return None if found.new else Ingested(store, 0, found.present, (), found.n_sentences)
-
-
-def _other_special(store: Path, held: int, asked: int | None) -> StoreError:
-    found = f"{spelled('special_first', asked)}: {store} marks the first {held} tokens of each sentence as special"
-    return StoreError(f"{found}; leave the option out, or ingest into a new store")
-
-
-def _another_folders(store: Path, source: Path) -> StoreError:
-    return StoreError(
-        f"{store}: holds no sentence of {source}, so it was made from another folder of that name; "
-        f"ingest {source} into another store ({spelled('store')}), and build from that"
-    )
 
 
 def store_path(source: PathLike) -> Path:
