@@ -124,11 +124,15 @@ def _flush_open(file: IO[bytes]) -> None:
 def replace(path: Path, data: bytes, *, durably: bool = True) -> None:
     """Replace a file at once, and for good if the power fails just afterwards."""
     partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
-        file.write(data)
-        if durably:
-            _flush_open(file)
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            if durably:
+                _flush_open(file)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     if durably:
         sync(path.parent)
 

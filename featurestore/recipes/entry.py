@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datasets.journal import File
-from featurestore.errors import spelled
+from featurestore.errors import SelectionError, spelled
 from featurestore.ranges import parse_numbers
 from featurestore.recipes.nodes import Faults, Node
 from featurestore.recipes.targets import ALL, TARGET, Ranking, Targets, checked, read_targets
@@ -140,13 +140,20 @@ def _strategy(node: Node) -> Strategy:
         return get_strategy(named.text())
 
 
+def _all_layers(option: Option, view: StoreView) -> tuple[int, ...]:
+    layers = view.sae_layers if option.of_sae else view.layers
+    if not layers:
+        raise SelectionError(f"{view.path}: has no {'SAEs' if option.of_sae else 'layers'}, so {ALL} of them are none")
+    return layers
+
+
 def _values(option: Option, node: Node, view: StoreView | None) -> list[Any]:
     """Expand the values of an option; without a store, only as far as it takes to check their form."""
     values: list[Any] = []
     for item in node.items():
         with item.located():
             if item.is_word(ALL) and option.names_layers:
-                layers = view.layers if view else (0,)
+                layers = _all_layers(option, view) if view else (0,)
                 found: list[Any] = [*layers] if option.type is int else [layers]
             elif option.type in (int, NUMBER) and isinstance(item.value, str):
                 found = [*parse_numbers(spelled(option.name), item.value)]

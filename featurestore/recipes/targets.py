@@ -14,6 +14,7 @@ from featurestore.datasets.ranking import RANKINGS, Target, read_ranked
 from featurestore.errors import SelectionError, brief, spelled
 from featurestore.ranges import Numbers, integer, numbers
 from featurestore.recipes.nodes import Node
+from featurestore.strategies import sae_layers
 
 if TYPE_CHECKING:
     from featurestore.datasets.alignment import Aligned
@@ -66,7 +67,7 @@ class Ranking:
         the feature.
         """
         with self.node.located():
-            layers = self.layers or view.sae_layers
+            layers = self.layers or tuple(dict.fromkeys(sae_layers(view.ds)))
             some_target = with_sae({"target_layer": layers[0], "target_feature": 0}, view)
             selected = _selected(view, strategy, options, some_target)
             counted = selected.positions[selected.usable()] if self.drop_nonfinite else selected.positions

@@ -172,7 +172,8 @@ def _numbers(archive: Archive, name: str) -> tuple[float, ...]:
     values = archive.array(name, MAX_SMALL_BYTES)
     if values.dtype.kind not in "iuf" or not (np.abs(values.astype(np.float64)) < 2.0**62).all():  # no NaN either
         raise archive.error(name, f"must be finite numbers, found {_abbreviate(values)}; {AGAIN}")
-    return tuple(int(value) if value == int(value) else value for value in values.ravel().tolist())
+    numbers = (float(str(value)) for value in values.ravel())  # of float32 the shortest number that it stands for
+    return tuple(int(number) if number.is_integer() else number for number in numbers)
 
 
 def _dtype(archive: Archive, name: str) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from featurestore.errors import NpzError, some, spelled
 from featurestore.schema import HIDDEN_STATES, Progress, SentenceFile, Skipped
 from featurestore.sources import sentences
-from featurestore.store.batch import Staged, stage
 from featurestore.store.commit import Writer
+from featurestore.store.staging import Staged, stage
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +131,11 @@ def _warn(nonfinite: dict[str, int], longer: Sequence[str]) -> None:
 
 
 def _largest(files: Sequence[SentenceFile]) -> tuple[int, int]:
-    """Return the most bytes that a file's dense activations have, and its hidden states; at least 1."""
+    """Return the most bytes that a file's dense activations have, and its embeddings and hidden states; at least 1."""
     longest = max((file.n_tokens for file in files), default=0)
     extractions = {file.extraction for file in files}
     activations = max((len(one.sae_layers) * one.features for one in extractions), default=0)
-    hidden_states = max((len(one.layers) * one.hidden for one in extractions), default=0)
+    hidden_states = max(((1 + len(one.layers)) * one.hidden for one in extractions), default=0)
     return max(1, longest * activations * 4), max(1, longest * hidden_states * 4)
 
 

@@ -69,10 +69,20 @@ class StoredArray:
         As committed.
     n_tokens : ndarray, (sentence,) int64, optional
         Of each sentence. A file that is not there would read as padding, so with these it is known which have to be.
+    reading_order : bool
+        Otherwise the final token comes first, as on disk.
     """
 
-    def __init__(self, path: Path, name: str, metadata: Metadata, n_tokens: NDArray[np.int64] | None = None) -> None:
-        self._path, self._name = path, name
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        metadata: Metadata,
+        n_tokens: NDArray[np.int64] | None = None,
+        *,
+        reading_order: bool = True,
+    ) -> None:
+        self._path, self._name, self._reading_order = path, name, reading_order
         self._array = open_array(path, name, metadata)
         self._files = file_shape(metadata)
         dims = metadata["dimension_names"]
@@ -86,7 +96,7 @@ class StoredArray:
 
     def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
         axis = self._token_axis
-        if axis is None:
+        if axis is None or not self._reading_order:
             return self._read(key)
         tokens, on_disk = key[axis], range(self.shape[axis])[::-1]
         if not isinstance(tokens, slice):

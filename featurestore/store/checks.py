@@ -12,10 +12,10 @@ import numpy as np
 from featurestore.errors import NpzError
 from featurestore.schema import ACTIVATIONS
 from featurestore.sources import sentences
-from featurestore.store.batch import Staged, count_nonfinite, signed, stage
 from featurestore.store.layout import CHECKSUMS, TOKEN_COORDS
 from featurestore.store.shards import ShardReader
 from featurestore.store.snapshot import Snapshot
+from featurestore.store.staging import Staged, count_nonfinite, signed, stage
 
 if TYPE_CHECKING:
     import zarr
@@ -70,7 +70,7 @@ def check(snapshot: Snapshot, coords: Coords, sources: dict[int, Path], rows: ra
             recorded = coords["n_nonfinite"][row]
             what = f"has {count} non-finite values; {recorded} were ingested"
             problems.append(Problem(sentence_of(coords, row), what))
-    return problems
+    return list(dict.fromkeys(problems))  # the same may be wrong in many chunks
 
 
 @dataclass(frozen=True, eq=False)

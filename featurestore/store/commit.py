@@ -28,10 +28,11 @@ from featurestore.schema import (
     Extraction,
     Skipped,
 )
-from featurestore.store.batch import Batch, Staged
+from featurestore.store.batch import Batch
 from featurestore.store.layout import ROOT, file_index
 from featurestore.store.root import encode, encode_root, new_root
 from featurestore.store.snapshot import Snapshot, is_store
+from featurestore.store.staging import Staged
 
 logger = logging.getLogger(__name__)
 
@@ -206,13 +207,12 @@ class Writer:
             files.remove(partial)
         n_tokens = self.snapshot.coord("n_tokens")
         for name, metadata in self.snapshot.arrays.items():
-            if metadata["dimension_names"][0] != "sentence":
-                continue
-            rows, *others = self.snapshot.file_shape(name)
-            for (row, *place), file in _files(path / name):
-                kept = n_tokens[row * rows :][:rows]
-                has_tokens = metadata["dimension_names"][1:2] == ["token"]
-                if len(kept) == 0 or (has_tokens and place[0] * others[0] >= kept.max()):
+            dims, shape = metadata["dimension_names"], self.snapshot.file_shape(name)
+            for index, file in _files(path / name, len(dims)):
+                start = {dim: i * step for dim, i, step in zip(dims, index, shape, strict=True)}
+                kept = n_tokens[start["sentence"] :][: shape[0]] if "sentence" in start else n_tokens
+                is_beyond = "sentence" in start and len(kept) == 0
+                if is_beyond or start.get("token", -1) >= kept.max(initial=0):
                     files.remove(file)
 
     def _commit(self, snapshot: Snapshot) -> None:
@@ -245,7 +245,7 @@ def _write_empty(snapshot: Snapshot, extraction: Extraction) -> None:
     (snapshot.path / ROOT).write_bytes(encode_root(snapshot.root))
 
 
-def _files(folder: Path) -> list[tuple[tuple[int, ...], Path]]:
+def _files(folder: Path, n_dims: int) -> list[tuple[tuple[int, ...], Path]]:
     """List an array's files by their places; files of others (.DS_Store, .nfs...) are none of ours."""
     entries = [(file_index(entry.name), entry) for entry in folder.iterdir()] if folder.is_dir() else []
-    return [(index, entry) for index, entry in entries if index is not None]
+    return [(index, entry) for index, entry in entries if index is not None and len(index) == n_dims]

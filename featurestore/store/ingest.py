@@ -196,7 +196,7 @@ def _described(attributes: Mapping[str, str | None]) -> dict[str, str]:
             raise ParameterError(f"{found}; it takes {', '.join(map(spelled, ATTRIBUTES))}")
         if value is not None and not (isinstance(value, str) and value.isprintable()):
             raise ParameterError(f"{spelled(name)}: expected printable text, found {brief(value)}")
-    return {name: value for name, value in attributes.items() if value is not None}
+    return {name: value for name in ATTRIBUTES if (value := attributes.get(name)) is not None}
 
 
 def _checked_count(special_first: int) -> int:

@@ -268,7 +268,7 @@ def file_name(array: str, index: Sequence[int]) -> str:
 def file_index(name: str) -> tuple[int, ...] | None:
     """Return the place of a file of an array by its name without folders; None for what is no such file."""
     first, *numbers = name.split(".")
-    return tuple(map(int, numbers)) if first == "c" and all(map(str.isdecimal, numbers)) else None
+    return tuple(map(int, numbers)) if first == "c" and numbers and all(map(str.isdecimal, numbers)) else None
 
 
 def check_between(what: str, value: object, low: int, high: int) -> None:

@@ -12,7 +12,7 @@ from featurestore.schema import ARRAYS, Extraction, Progress, SentenceFile
 from featurestore.sources import sentences
 from featurestore.store import changes
 from featurestore.store.ingest import existing, store_path
-from featurestore.store.layout import SENTENCE_COORDS
+from featurestore.store.layout import CHECKSUMS, SENTENCE_COORDS, TOKEN_COORDS
 from featurestore.store.reading import SENTENCES_PER_CHUNK
 from featurestore.store.seen import Seen
 from featurestore.store.snapshot import Snapshot, is_store
@@ -75,18 +75,21 @@ def _labelled(extraction: Extraction, coords: Mapping[str, Sequence[Any]]) -> xr
 
     tokens = max(coords["n_tokens"])
     sizes = {"sentence": len(coords["sentence"]), "token": tokens, **extraction.sizes}
-    chunks = {"sentence": SENTENCES_PER_CHUNK, "token": 1, "layer": 1, "sae": 1}
+
+    def zeros(dims: Sequence[str], dtype: str) -> tuple[Sequence[str], da.Array]:
+        steps = {"sentence": SENTENCES_PER_CHUNK, "token": 1, "layer": 1, "sae": 1}
+        shape, chunks = [sizes[dim] for dim in dims], tuple(steps.get(dim, -1) for dim in dims)
+        if dtype == "string":
+            return dims, da.full(shape, "", dtype=object, chunks=chunks)
+        return dims, da.zeros(shape, dtype, chunks=chunks)
+
     dtypes = dict(zip(ARRAYS, extraction.dtypes, strict=True))
-    data = {
-        name: (
-            dims,
-            da.zeros([sizes[dim] for dim in dims], dtypes[name], chunks=tuple(chunks.get(d, -1) for d in dims)),
-        )
-        for name, dims in extraction.dims.items()
-    }
+    data = {name: zeros(dims, dtypes[name]) for name, dims in extraction.dims.items()}
     labels: dict[str, Any] = {name: ("sentence", np.array(values)) for name, values in coords.items()}
+    labels |= {CHECKSUMS[name]: zeros(("sentence",), "int32") for name in data}
+    labels |= {name: zeros(("sentence", "token"), dtype) for name, dtype in TOKEN_COORDS.items()}
     labels["token"] = np.arange(-tokens, 0)
-    labels["is_token"] = (("sentence", "token"), labels["token"] >= -np.array(coords["n_tokens"])[:, None])
+    labels["is_token"] = ("sentence", "token"), labels["token"] >= -np.array(coords["n_tokens"])[:, None]
     for name, dim, values in (
         ("layer", "layer", extraction.layers),
         ("sae_layer", "sae", extraction.sae_layers),

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
+_IS_TOKEN_CELLS = 1 << 24
+"""Values of a chunk of `is_token`, which is calculated when it is asked for."""
+
 _IS_TOKEN = "whether the sentence has a token here; beyond it all values are NaN"
 
 logger = logging.getLogger(__name__)
@@ -117,7 +120,8 @@ def labelled(snapshot: Snapshot, chunks_of: Callable[[Snapshot, str], tuple[int,
         # Named at random, as no content is known yet: an appended store must not be mistaken for the earlier one.
         data = da.from_array(array, chunks, name=False)
         variables[name] = xr.Variable(arrays[name]["dimension_names"], data, arrays[name]["attributes"])
-    is_token = variables["token"].values >= -n_tokens[:, None]
+    lengths = da.from_array(n_tokens, chunks=max(1, _IS_TOKEN_CELLS // max(1, snapshot.sizes["token"])), name=False)
+    is_token = variables["token"].values >= -lengths[:, None]
     variables["is_token"] = xr.Variable(("sentence", "token"), is_token, {"long_name": _IS_TOKEN})
     data = {name: variables.pop(name) for name in snapshot.data_arrays}
     ds = xr.Dataset(data, dict(sorted(variables.items())), snapshot.described)

@@ -32,6 +32,7 @@ class Seen:
         self._path = store.with_name(f".{store.name}.seen")
         self._before = _read(self._path)
         self._now: dict[str, tuple[Stamp, str]] = {}
+        self._settled = time.time_ns() - _SETTLED_NS
 
     def digest(self, path: Path) -> str:
         """Return the digest of a file's content; NpzError if it is no archive."""
@@ -45,8 +46,7 @@ class Seen:
 
     def save(self) -> None:
         """Remember what was seen; a cache that cannot be written is done without."""
-        settled = time.time_ns() - _SETTLED_NS
-        kept = {name: known for name, known in self._now.items() if max(known[0][2:]) < settled}
+        kept = {name: known for name, known in self._now.items() if max(known[0][2:]) < self._settled}
         if kept != self._before:
             with suppress(OSError):
                 files.replace(self._path, json.dumps(kept).encode(), durably=False)

@@ -141,6 +141,7 @@ class _Form:
             self.compressor = Zstd(settings["level"])
         else:
             shuffle = _SHUFFLES[settings["shuffle"]]
+            # Outside of the main thread Blosc works by itself; with threads of its own, the bytes would vary.
             self.compressor = Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"])
 
 

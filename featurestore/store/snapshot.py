@@ -142,9 +142,9 @@ class Snapshot:
         """Return a handle on an array as it is on disk, the final token first."""
         return open_array(self.path, name, self.arrays[name], writable=writable)
 
-    def array(self, name: str, n_tokens: NDArray[np.int64] | None = None) -> StoredArray:
-        """Return an array as readers see it, to be read in parts, tokens in reading order."""
-        return StoredArray(self.path, name, self.arrays[name], n_tokens)
+    def array(self, name: str, n_tokens: NDArray[np.int64] | None = None, *, reading_order: bool = True) -> StoredArray:
+        """Return an array to be read in parts, tokens in reading order or as on disk, errors clear."""
+        return StoredArray(self.path, name, self.arrays[name], n_tokens, reading_order=reading_order)
 
     def coord(self, name: str) -> NDArray[Any]:
         """Read a coordinate whole.
@@ -156,12 +156,12 @@ class Snapshot:
         """
         return self.array(name)[(slice(None),)]
 
-    def files(self, name: str, batch: int | None = None) -> Iterator[tuple[str, tuple[slice, ...]]]:
-        """Yield every file of an array, or of one batch of its sentences, and the region that it holds."""
+    def files(self, name: str, row: int | None = None) -> Iterator[tuple[str, tuple[slice, ...]]]:
+        """Yield every file of an array, or of one row of them along `sentence`, and the region that it holds."""
         shape, sizes = self.arrays[name]["shape"], self.file_shape(name)
         indices = [range(-(-size // step)) for size, step in zip(shape, sizes, strict=True)]
-        if batch is not None:
-            indices[0] = range(batch, batch + 1)
+        if row is not None:
+            indices[0] = range(row, row + 1)
         for index in product(*indices):
             region = tuple(
                 slice(i * step, min((i + 1) * step, size)) for i, step, size in zip(index, sizes, shape, strict=True)
@@ -189,7 +189,7 @@ class Snapshot:
 
     def with_attributes(self, **attributes: Any) -> Self:
         """Return the same with other attributes, as it may be committed next."""
-        return replace(self, root=self.root | {"attributes": self.attributes | attributes})
+        return replace(self, root=self.root | {"attributes": dict(sorted((self.attributes | attributes).items()))})
 
 
 def _read_root(path: Path) -> Root:

@@ -16,6 +16,7 @@ from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
 from featurestore.schema import Progress
 from featurestore.sources import sentences
+from featurestore.store.append import MAX_READERS
 from featurestore.store.checks import Coords, Problem, check, read, sentence_of
 from featurestore.store.layout import ROOT
 from featurestore.store.snapshot import Snapshot
@@ -161,7 +162,7 @@ def _data(snapshot: Snapshot, coords: Coords, sources: dict[int, Path], progress
     """Read all shards, batch by batch and on all cores; compare them with the coordinates and with the sources."""
     n, step = len(coords["n_tokens"]), snapshot.file_shape("fragment")[0]
     job = partial(check, snapshot, coords, sources)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(job, range(start, min(start + step, n))) for start in range(0, n, step)]
         try:
             for start, future in zip(range(0, n, step), futures, strict=True):

@@ -2,7 +2,7 @@
 
 from featurestore.strategies import builtin as _builtin  # noqa: F401  registers them
 from featurestore.strategies.plugins import get_strategy, list_strategies, load_plugin
-from featurestore.strategies.registry import NUMBER, Option, Selection, Strategy, strategy
+from featurestore.strategies.registry import NUMBER, SAE_LAYER, Option, Selection, Strategy, strategy
 from featurestore.strategies.selecting import (
     activations_at,
     check_feature,
@@ -20,6 +20,7 @@ from featurestore.strategies.selecting import (
 
 __all__ = [
     "NUMBER",
+    "SAE_LAYER",
     "Option",
     "Selection",
     "Strategy",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from featurestore.errors import SelectionError, spelled
 from featurestore.ranges import Numbers
-from featurestore.strategies.registry import Selection, strategy
+from featurestore.strategies.registry import SAE_LAYER, Selection, strategy
 from featurestore.strategies.selecting import (
     final_activation,
     final_activations,
@@ -23,7 +23,7 @@ from featurestore.strategies.selecting import (
 if TYPE_CHECKING:
     import xarray as xr
 
-TargetLayer = Annotated[int, "Layer of the SAE feature that is y."]
+TargetLayer = Annotated[int, "Layer of the SAE feature that is y.", SAE_LAYER]
 TargetFeature = Annotated[int, "SAE feature that is y."]
 AverageL0 = Annotated[int | float | None, "Which SAE of the target layer, by its average L0, where it has several."]
 InputLayer = Annotated[int | None, "Layer of the hidden states that are X; by default the target layer."]
@@ -80,7 +80,7 @@ def embedding_to_concept(ds: xr.Dataset) -> Selection:
 def activation_to_concept(
     ds: xr.Dataset,
     *,
-    layer: Annotated[int, "Layer of the SAE whose activations are X."],
+    layer: Annotated[int, "Layer of the SAE whose activations are X.", SAE_LAYER],
     average_l0: Annotated[
         int | float | None, "Which SAE of the layer, by its average L0, where it has several."
     ] = None,

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 NUMBER = int | float
 """A number that stays an integer where it is whole, such as an average L0."""
 
+SAE_LAYER = object()
+"""Annotated beside the help text, it says that an option's layers are of SAEs: `all` in a recipe then means theirs."""
+
 TYPES = (int, float, NUMBER, str, bool, Numbers)
 """What options can be."""
 
@@ -78,12 +81,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class Option:
-    """A keyword-only parameter of a strategy; without a default it is required."""
+    """A keyword-only parameter of a strategy; without a default it is required; `of_sae` if its layers are SAEs'."""
 
     name: str
     type: Any
     help: str
     default: Any = inspect.Parameter.empty
+    of_sae: bool = False
 
     @property
     def required(self) -> bool:
@@ -309,7 +313,7 @@ def _option(where: str, parameter: inspect.Parameter, hint: Any) -> Option:
         raise StrategyError(f"{where}: {name}: build and recipes have this option themselves; choose another name")
     if name in RESERVED:
         raise StrategyError(f"{where}: {name}: reserved for an option that build will have; choose another name")
-    return Option(name, base, texts[0], parameter.default)
+    return Option(name, base, texts[0], parameter.default, SAE_LAYER in notes)
 
 
 def _is_builtin(select: Select) -> bool:
