@@ -85,7 +85,7 @@ def test_xarray_can_work_with_them(opened: xr.Dataset, tmp_path: Path) -> None:
     assert some["text"].values[0] == opened["text"].values[3]
     assert np.isnan(some["embeddings"].sel(sentence=9).values).all()
 
-    kept = opened.where(opened["is_token"] & (opened["label"] > 0), drop=True)
+    kept = opened.where((opened["is_token"] & (opened["label"] > 0)).compute(), drop=True)
     assert kept["sentence"].values.tolist() == [1, 2, 3]
     labels = opened["label"].values
     mean = opened["embeddings"].astype("f4").where(opened["is_token"]).mean("token").values
