@@ -39,7 +39,7 @@ def open_store(path: PathLike) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Lazy: only the coordinates of one dim that are no text, and `is_token`, are read; the rest are dask arrays.
+        Lazy: only the coordinates of one dim that are no text are read; the rest are dask arrays.
         Variables, as far as the source has them, in its dtypes (float16 or float32):
 
         - `embeddings` (sentence, token, hidden): before the first block;

@@ -14,6 +14,7 @@ from click.testing import Result
 import featurestore
 from featurestore.schema import SentenceFile
 from featurestore.sources import sentences
+from featurestore.store.outline import outline
 from tests.refusals import accepted, complaint
 from tests.sentences import sentence_arrays, write_folder, write_sentence
 
@@ -51,6 +52,14 @@ def test_is_token_and_token_text(opened: xr.Dataset) -> None:
         assert "".join(one["token_text"].values) == str(one["text"].values)
 
 
+def test_is_token_is_known_before_ingest(cli: Cli, folder: Path) -> None:
+    """A dry run can plan means over tokens."""
+    planned = outline(folder)
+    assert planned is not None
+    accepted(cli("ingest", folder))
+    np.testing.assert_array_equal(planned["is_token"], featurestore.open_store("stores/trait.zarr")["is_token"])
+
+
 def test_token_text_of_fragments_that_do_not_continue_each_other(tmp_path: Path) -> None:
     """A tokenizer may change what came before: then it is the whole fragment."""
     fragments = np.array(["a", "a b", "á b", "á b c"])
@@ -76,7 +85,7 @@ def test_xarray_can_work_with_them(opened: xr.Dataset, tmp_path: Path) -> None:
     assert some["text"].values[0] == opened["text"].values[3]
     assert np.isnan(some["embeddings"].sel(sentence=9).values).all()
 
-    kept = opened.where(opened["is_token"] & (opened["label"] > 0), drop=True)
+    kept = opened.where((opened["is_token"] & (opened["label"] > 0)).compute(), drop=True)
     assert kept["sentence"].values.tolist() == [1, 2, 3]
     labels = opened["label"].values
     mean = opened["embeddings"].astype("f4").where(opened["is_token"]).mean("token").values
