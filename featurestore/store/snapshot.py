@@ -123,7 +123,7 @@ class Snapshot:
     def _labels(self, name: str) -> tuple[Any, ...]:
         """Return the values of a coordinate, whole ones as int; none where there is no such coordinate."""
         values = self.coord(name).tolist() if name in self.arrays else []
-        return tuple(int(value) if value == int(value) else value for value in values)
+        return tuple(int(value) if float(value).is_integer() else value for value in values)
 
     @property
     def data_arrays(self) -> list[str]:

@@ -192,6 +192,47 @@ def test_a_file_in_the_place_of_another(sound: Path, cli: Cli, tmp_path: Path, l
     assert featurestore.verify(sound, source) == []
 
 
+@pytest.mark.parametrize("how", ["delete", "flip"])
+@pytest.mark.parametrize("kind", [*DATA, *BY_TOKEN, *BY_SENTENCE])
+def test_appending_never_makes_damage_look_sound(sound: Path, cli: Cli, tmp_path: Path, kind: str, how: str) -> None:
+    """What an append continues is read with the same checks as anything else; the store stays as it is."""
+    first_of_last = {file: (sound / file).read_bytes() for file in files_of(sound, kind)}
+    damaged = max(first_of_last, key=lambda file: [int(part) for part in file.split(".")[1:2]])
+    if how == "delete":
+        (sound / damaged).unlink()
+    else:
+        flip(sound / damaged, random.Random(0))
+    write_sentence(tmp_path / "in", len(LENGTHS), tokens=1)
+    result = cli("ingest", tmp_path / "in", "--store", sound)
+    assert result.exit_code == 1
+    assert "verify" in result.output
+    assert "Traceback" not in result.output
+    (sound / damaged).write_bytes(first_of_last[damaged])
+    assert featurestore.open_store(sound).sizes["sentence"] == len(LENGTHS)
+    featurestore.ingest(tmp_path / "in", sound)
+    assert featurestore.verify(sound, tmp_path / "in") == []
+
+
+@pytest.mark.parametrize("name", ["embeddings/c.0", "label/c.1.2", "label/c", "fragment/c", "activations/c.x.0.0.0"])
+def test_strange_files_are_in_nobodys_way(sound: Path, tmp_path: Path, name: str) -> None:
+    (sound / name).write_text("mine")
+    write_sentence(tmp_path / "in", len(LENGTHS), tokens=1)
+    assert featurestore.ingest(tmp_path / "in", sound).added == 1
+    assert (sound / name).read_text() == "mine"
+    assert [problem.where for problem in featurestore.verify(sound)] == [name]
+
+
+def test_a_problem_is_told_once(sound: Path) -> None:
+    """However many chunks show it."""
+    one, other = files_of(sound, "activations")[:2]
+    kept = (sound / one).read_bytes()
+    (sound / one).write_bytes((sound / other).read_bytes())
+    (sound / other).write_bytes(kept)
+    problems = featurestore.verify(sound)
+    assert problems
+    assert len(set(problems)) == len(problems)
+
+
 @pytest.mark.parametrize("name", ["layer", "average_l0", "feature", "token"])
 def test_labels_of_another_store(sound: Path, tmp_path: Path, name: str) -> None:
     """A file that holds other labels, with a right checksum, in the place of the store's own."""

@@ -179,3 +179,55 @@ def test_no_label_at_all(cli: Cli, tmp_path: Path) -> None:
             assert line.startswith("Error: ")
         else:
             accepted(result)
+
+
+def test_all_layers_are_those_of_hidden_states_or_of_saes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAEs on two layers of three: `all` and rankings mean what the option is about."""
+    monkeypatch.chdir(tmp_path)
+    for index in range(12):
+        arrays = sentence_arrays(index, layers=[0, 1, 5])
+        changes = {"sae_layers": np.array([1, 5]), "average_l0s": np.array([3, 4])}
+        changes["activations"] = arrays["activations"][1:]
+        write_sentence(tmp_path / "in", index, layers=[0, 1, 5], changes=changes)
+    ranked = {"rank_by": "density", "top": 2}
+    recipe = {
+        "stores": "in",
+        "problems": "keep",
+        "datasets": [
+            {"strategy": "hidden-to-concept", "layer": "all"},
+            {"strategy": "activation-to-concept", "layer": "all"},
+            {"strategy": "hidden-to-feature", "targets": ranked, "input_layer": "all"},
+        ],
+    }
+    jobs = featurestore.sweep(recipe).datasets
+    given = [(job.plan.strategy.name, job.plan.arguments) for job in jobs]
+    assert [options["layer"] for name, options in given if name == "hidden-to-concept"] == [0, 1, 5]
+    assert [options["layer"] for name, options in given if name == "activation-to-concept"] == [1, 5]
+    features = [options for name, options in given if name == "hidden-to-feature"]
+    assert {options["target_layer"] for options in features} <= {1, 5}
+    assert sorted(options["input_layer"] for options in features) == [0, 0, 1, 1, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "complaint_of"),
+    [
+        ({"strategy": "hidden-to-concept", "layer": "all"}, "has no layers"),
+        ({"strategy": "hidden-to-concept", "layers": "all"}, "has no layers"),
+        ({"strategy": "activation-to-concept", "layer": "all"}, "has no SAEs"),
+        (
+            {"strategy": "hidden-to-feature", "targets": {"rank_by": "density", "top": 2}},
+            "has no activations, only embeddings",
+        ),
+    ],
+)
+def test_all_of_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: dict[str, object], complaint_of: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "in", 3)
+    for path in sorted((tmp_path / "in").iterdir()):
+        with np.load(path) as arrays:
+            kept = {name: arrays[name] for name in arrays.files if name not in ("hidden_states", "activations")}
+        np.savez(path, **kept)
+    with pytest.raises(featurestore.RecipeError, match=complaint_of):
+        featurestore.sweep({"stores": "in", "datasets": dataset})
