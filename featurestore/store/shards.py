@@ -92,6 +92,7 @@ class ShardReader:
 
     def __init__(self, path: Path, metadata: Metadata) -> None:
         self._form = _Form(metadata)
+        self._chunk = np.empty(self._form.chunk, self._form.dtype)  # the same for all: to allocate it takes long
         self._file = path.open("rb")
         try:
             n_bytes = 16 * math.prod(self._form.grid)
@@ -114,7 +115,7 @@ class ShardReader:
         return self._form.grid
 
     def read(self, place: tuple[int, ...]) -> NDArray[Any] | None:
-        """Return the chunk at a place in the grid of the shard's chunks; None where there is none."""
+        """Return the chunk at a place in the grid of the shard's chunks, valid until the next; None where there is none."""
         start, size = self._index[np.ravel_multi_index(place, self._form.grid)].tolist()
         if start == size == _EMPTY:
             return None
@@ -122,9 +123,8 @@ class ShardReader:
             raise ValueError("a chunk ends beyond the file")
         self._file.seek(start)
         compressed = _intact(self._file.read(size), size - 4)
-        chunk = np.empty(self._form.chunk, self._form.dtype)
-        self._form.compressor.decode(compressed, chunk)
-        return chunk
+        self._form.compressor.decode(compressed, self._chunk)
+        return self._chunk
 
 
 class _Form:
