@@ -115,7 +115,7 @@ class ShardReader:
         return self._form.grid
 
     def read(self, place: tuple[int, ...]) -> NDArray[Any] | None:
-        """Return the chunk at a place in the grid of chunks, valid until the next one is read; None if there is none."""
+        """Return the chunk at a place in the grid of chunks, valid until the next is read; None if there is none."""
         start, size = self._index[np.ravel_multi_index(place, self._form.grid)].tolist()
         if start == size == _EMPTY:
             return None
