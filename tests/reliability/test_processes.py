@@ -408,7 +408,7 @@ def read_while_written(base: Path, goal: int, unsafe: bool) -> tuple[int, list[o
 
 
 def test_readers_never_see_wrong_values_while_another_process_appends(base: Path, long: bool) -> None:
-    goal = 100_000 if long else 3_000
+    goal = 100_000 if long else 2_000
     right, wrong, errors, sizes, n = read_while_written(base, goal, unsafe=False)
     assert wrong == []
     assert right >= goal
