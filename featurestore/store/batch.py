@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class Batch:
         self._committed, self._sentences, self._folder = committed, sentences, folder
         self._old, self._old_tokens = committed.sizes["sentence"], committed.sizes["token"]
         self._n_tokens = committed.coord("n_tokens")
+        self._array = cache(partial(committed.array, n_tokens=self._n_tokens, reading_order=False))
         self._new = self._old + len(sentences)
         self._tokens = max(self._old_tokens, *(staged.n_tokens for staged in sentences))
         self.snapshot = committed.resized(self._new, self._tokens)
@@ -126,8 +128,7 @@ class Batch:
     def _kept(self, name: str, first: int, *places: int | slice) -> NDArray[Any]:
         """Read the committed sentences of an array from the `first` on; StoreError if a file is damaged or missing."""
         rest = len(self._committed.arrays[name]["shape"]) - 1 - len(places)
-        array = self._committed.array(name, self._n_tokens, reading_order=False)
-        return array[(slice(first, self._old), *places, *[slice(None)] * rest)]
+        return self._array(name)[(slice(first, self._old), *places, *[slice(None)] * rest)]
 
     def _shards(self, rows: int) -> Iterator[_Shard]:
         """Divide the batch, with the committed rows of the shard that it continues."""
@@ -172,7 +173,7 @@ class Batch:
             if token < staged.n_tokens
             for positions, values in [staged.nonzero[token]]
         ]
-        dense[[row for row in range(rows) if row not in {row for row, *_ in present}]] = np.nan
+        dense[np.setdiff1d(range(rows), [row for row, *_ in present])] = np.nan
         for sae in range(n_saes):
             if shard.kept and token < self._old_tokens:
                 dense[: shard.kept, :features] = self._kept(name, shard.number * rows, token, sae)
