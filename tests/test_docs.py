@@ -25,6 +25,7 @@ ELSEWHERE = {
     "pip install uv && uv run --group test pytest",
     "uv run --group test pytest tests/reliability",
     "uv run --group test examples/accuracy_by_layer.py",
+    "uv run --extra distributed examples/cluster.py examples/layers.yaml",
     "uv run --group test benchmarks/main_job.py",
     "uv run --group test benchmarks/sweep.py",
 }

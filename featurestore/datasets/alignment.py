@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.base import compute
 
+from featurestore.datasets import workers
 from featurestore.errors import StrategyError, some
 from featurestore.strategies import Selection
 
@@ -63,7 +63,7 @@ class Aligned:
         parts = [
             representable(part).reshape((len(self.positions), -1)).all(axis=1) for part in (*self.columns, self.y_data)
         ]
-        return np.all(compute(*parts, scheduler="threads", optimize_graph=False), axis=0)
+        return np.all(workers.compute(parts), axis=0)
 
     @property
     def width(self) -> int:

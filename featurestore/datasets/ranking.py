@@ -128,23 +128,21 @@ def _centred_labels(ds: xr.Dataset, by: str, rows: NDArray[np.bool_]) -> NDArray
     return np.where(counted, labels - labels[counted].mean(), np.nan)[:, None]
 
 
-def _moments_of(
-    ds: xr.Dataset, positions: Sequence[int], labels: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], ...]:
+def _moments_of(ds: xr.Dataset, positions: Sequence[int], labels: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Read the activations of some SAEs at the final token, and describe each as `_moments` does."""
     import dask.array as da
-    from dask.base import compute
 
-    reduced = (
+    from featurestore.datasets import workers
+
+    reduced = [
         da.reduction(
             activations_at(ds, position).data,
             chunk=_moments, combine=_merged, aggregate=_merged, axis=0, keepdims=True, output_size=_N_MOMENTS,
             dtype=np.float64, weights=labels,
         )
         for position in positions
-    )  # fmt: skip
-    found: tuple[NDArray[np.float64], ...] = compute(*reduced, scheduler="threads")
-    return found
+    ]  # fmt: skip
+    return workers.compute(reduced)
 
 
 def _target(ds: xr.Dataset, position: int, feature: int) -> Target:

@@ -11,15 +11,15 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from dask.base import compute
 
-from featurestore.datasets import normalize
+from featurestore.datasets import normalize, workers
 from featurestore.datasets.alignment import Aligned, representable
 from featurestore.datasets.dataset import Columns
 from featurestore.datasets.normalize import Extremes, Normalization, Statistics
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 IN_MEMORY_BYTES = 256 << 20
 """Raw inputs up to this size are kept in memory while datasets are built from them; larger ones in a scratch file."""
-
-_HERE: dict[str, Any] = {"scheduler": "threads", "optimize_graph": False}
-"""How dask computes, whatever scheduler the user has chosen: what is read goes into this process's memory, and dask's
-optimization is left out, because it merges selecting with reading, so that a chunk that several need is read again."""
 
 _BLOCKS = 4
 """Blocks that are measured as one array: a few, as each costs dask as much as all, but their copies need memory."""
@@ -85,6 +81,8 @@ class Probed:
         """Which sentences are training rows, (k,) bool: all of them, without a split."""
         return self.view.training_rows(self.plan.split)[self.selected.positions]
 
+
+type Measure[E: Extremes] = Callable[[Sequence[Columns]], list[E]]
 
 Part = tuple[str, str]
 """Name of a block, and digest of some rows of it."""
@@ -135,23 +133,36 @@ class Loaded(Probed):
         """Return the smallest and largest values of each block of X in some rows."""
         return self._measured(rows, normalize.measure_extremes, self.blocks.extremes)
 
-    def _measured[E: Extremes](
-        self, rows: Array, measure: Callable[[Sequence[Columns]], list[E]], known: dict[Part, E]
-    ) -> list[E]:
+    def _measured[E: Extremes](self, rows: Array, measure: Measure[E], known: dict[Part, E]) -> list[E]:
         digest = hashlib.sha256(rows).hexdigest()
         keys = [(name, digest) for name in self._names]
         missing = [key for key in dict.fromkeys(keys) if key not in known]
-        groups = [[self.blocks.raw[name] for name, _ in group] for group in batched(missing, _BLOCKS)]
-        # A lone column twice, because numpy adds up one column in another order than one of several.
-        columns = [Columns(group * 2 if group[0].shape[1] == 1 else group, rows) for group in groups]
-        found = zip(groups, measure(columns), strict=True)
-        parts = [part for group, whole in found for part in whole.parts([block.shape[1] for block in group])]
-        known |= zip(missing, parts, strict=True)
+        names = [name for name, _ in missing]
+        if workers.active():  # which read what they measure once more
+            lazy = {block.name: block for block in self.selected.columns}
+            found = workers.apply(partial(_of_one, rows=rows, measure=measure), [lazy[name] for name in names])
+        else:
+            found = _of_several(
+                [[self.blocks.raw[name] for name in group] for group in batched(names, _BLOCKS)], rows, measure
+            )
+        known |= zip(missing, found, strict=True)
         return [known[key] for key in keys]
 
     @property
     def _names(self) -> list[str]:
         return [block.name for block in self.selected.columns]
+
+
+def _of_several[E: Extremes](groups: Sequence[Sequence[Array]], rows: Array, measure: Measure[E]) -> list[E]:
+    """Measure some rows of each block, several as one array."""
+    # A lone column twice, because numpy adds up one column in another order than one of several.
+    columns = [Columns([*group] * 2 if group[0].shape[1] == 1 else group, rows) for group in groups]
+    found = zip(groups, measure(columns), strict=True)
+    return [part for group, whole in found for part in whole.parts([block.shape[1] for block in group])]
+
+
+def _of_one[E: Extremes](block: Array, rows: Array, measure: Measure[E]) -> E:
+    return _of_several([[block]], rows, measure)[0]
 
 
 def probe(view: StoreView, plans: Sequence[Plan]) -> list[Probed]:
@@ -161,8 +172,8 @@ def probe(view: StoreView, plans: Sequence[Plan]) -> list[Probed]:
     nonfinite = view.ds["n_nonfinite"].values > 0
     rows = {block.name: nonfinite[one.positions] for one in selected for block in one.columns}
     suspects = {name: block[rows[name]] for name, block in view.blocks(plans).items() if rows[name].any()}
-    values, fit = compute(list(outcomes.values()), [representable(block) for block in suspects.values()], **_HERE)
-    y = dict(zip(outcomes, values, strict=True))
+    computed = workers.compute([*outcomes.values(), *(representable(block) for block in suspects.values())])
+    y, fit = dict(zip(outcomes, computed, strict=False)), computed[len(outcomes) :]
     finite = {name: np.ones(len(suspected), bool) for name, suspected in rows.items()}
     for name, found in zip(suspects, fit, strict=True):
         finite[name][rows[name]] = found.all(axis=1)
@@ -195,7 +206,7 @@ def read(
     """
     lazy = {block.name: block for one in probed for block in one.selected.columns}
     inputs = [_Input(raw, progress) for raw in _allocate(list(lazy.values()), scratch)]
-    da.store(list(lazy.values()), inputs, lock=False, **_HERE)  # type: ignore[arg-type]
+    workers.store(list(lazy.values()), inputs)
     stored = dict(zip(lazy, inputs, strict=True))
     blocks = Blocks({name: block.raw for name, block in stored.items()})
     return [

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featurestore.datasets import preflight
+from featurestore.datasets import preflight, workers
 from featurestore.datasets.assembly import assemble
 from featurestore.datasets.dataset import Dataset
 from featurestore.datasets.journal import Journal
@@ -207,13 +207,12 @@ def _build(
     judged = [_judged(job, one, study) for job, one in zip(jobs, loaded, strict=True)]
     _check_fitness(judged, study.problems)
     late = {job: now for job, now in zip(jobs, judged, strict=True) if now.problem}
+    fit = [(job, one) for job, now, one in zip(jobs, judged, loaded, strict=True) if now.state != "unfit"]
     n_constant = 0
     with _saving(journal, meter) as save:
-        for job, now, one in zip(jobs, judged, loaded, strict=True):
-            if now.state == "unfit":
-                continue
+        for (job, _), assembled in zip(fit, workers.each(assemble, [one for _, one in fit]), strict=True):
             try:
-                dataset, constant = assemble(one)
+                dataset, constant = assembled()
             except NonFiniteError as error:
                 late[job] = replace(job, state="unfit", problem=str(error))
                 _check_fitness([late[job]], study.problems)

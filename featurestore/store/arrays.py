@@ -52,8 +52,8 @@ class StoredArray:
         self.dtype = np.dtype(object if is_text else metadata["data_type"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what it is, no open files."""
-        return type(self), (self._path, self._name, self._metadata, self._lengths)
+        """Pickle what it is, no open files; whoever reads the pickle may have another working folder."""
+        return type(self), (self._path.absolute(), self._name, self._metadata, self._lengths)
 
     def __getitem__(self, key: tuple[Index, ...]) -> NDArray[Any]:
         """Read some positions of each axis, in any order: as `ndarray.__getitem__` of an open mesh (`numpy.ix_`)."""

@@ -10,7 +10,6 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from distributed import Client, LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,18 +120,6 @@ def test_the_scheduler_of_the_user_does_not_matter(store: Path, arrays: Any, sch
         dataset = build(store, lambda ds: Selection(X=hidden(ds), y=ds["label"]))
         assert dask.config.get("scheduler") == scheduler
     np.testing.assert_array_equal(dataset.X, expected_rows(arrays, sorted(ORDER)))
-
-
-def test_a_cluster_of_the_user_does_not_matter(store: Path, arrays: Any) -> None:
-    """What is read goes into this process, not through a cluster."""
-    entry = {"strategy": "hidden-to-concept", "layer": "all", "normalize": "none"}
-    recipe = {"stores": str(store), "output": str(store.parent / "swept"), "datasets": [entry]}
-    options: dict[str, Any] = {"processes": False, "threads_per_worker": 1, "dashboard_address": None}
-    with LocalCluster(n_workers=1, **options) as cluster, Client(cluster):
-        dataset = build(store, lambda ds: Selection(X=hidden(ds), y=ds["label"]))
-        swept = featurestore.sweep(recipe)
-    np.testing.assert_array_equal(dataset.X, expected_rows(arrays, sorted(ORDER)))
-    np.testing.assert_array_equal(featurestore.load_dataset(swept.datasets[1].output).X, dataset.X)
 
 
 Y_CASES: dict[str, tuple[Callable[[Any], Any], Any]] = {
