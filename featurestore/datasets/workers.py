@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 _MOST_TASKS = 2000
 """Parts into which a graph is cut: on a cluster each takes the scheduler about a millisecond."""
 
-_TASKS_AT_ONCE = 100
-"""Tasks that are sent to the scheduler together."""
+_TASKS_AT_ONCE, _BLOCKS_AT_ONCE = 100, 4
+"""Tasks that are sent to the scheduler together, which warns of more than 10 MB."""
 
 _LANES = 16
 """Datasets that wait at once for what the workers measure of them."""
@@ -64,16 +65,15 @@ def compute(arrays: Sequence[da.Array]) -> list[Array]:
 
 def store(arrays: Sequence[da.Array], targets: Sequence[Any]) -> None:
     """Compute some arrays, and assign each chunk to its place in the array's target, by whatever thread has it."""
-    places = {
-        key: (target, place)
-        for array, target in zip(arrays, targets, strict=True)
-        for key, place in zip(_keys(array), slices_from_chunks(array.chunks), strict=True)
-    }
+    places = defaultdict(list)
+    for array, target in zip(arrays, targets, strict=True):
+        for key, place in zip(_keys(array), slices_from_chunks(array.chunks), strict=True):
+            places[key].append((target, place))
 
     def assign(found: Mapping[Any, Array]) -> None:
         for key, values in found.items():
-            target, place = places[key]
-            target[place] = values
+            for target, place in places[key]:
+                target[place] = values
 
     given, graph = _graph(arrays)
     assign({key: given[key]() for key in places if key in given})
@@ -94,7 +94,7 @@ def apply[T](function: Callable[[Array], T], arrays: Sequence[da.Array]) -> list
         payloads.append(_pickled((function, given | graph, _keys(array))))
     # By name, so that what several datasets ask for at the same time is done once.
     names = [f"featurestore-{sha256(payload).hexdigest()}" for payload in payloads]
-    found: list[T] = client.gather(client.map(_apply, payloads, key=names))
+    found: list[T] = client.gather(client.map(_apply, payloads, key=names, batch_size=_BLOCKS_AT_ONCE))
     return found
 
 
