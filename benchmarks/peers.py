@@ -56,10 +56,10 @@ def write_expected(folder: str, output: str) -> None:
     active: Any = 0
     for hidden_states, activations in read(Path(folder)):
         answers["n_tokens"].append(len(hidden_states))
-        answers["layers"].append(hidden_states[-1, :6])
+        answers["layers"].append(hidden_states[-1, :6].copy())  # a view would keep all of the sentence in memory
         answers["feature"].append(activations[-1, LAYER, FEATURE])
-        answers["features"].append(activations[-1, LAYER])
-        answers["trajectories"].append(activations[:, LAYER, FEATURE])
+        answers["features"].append(activations[-1, LAYER].copy())
+        answers["trajectories"].append(activations[:, LAYER, FEATURE].copy())
         answers["mean"].append(hidden_states[:, LAYER].mean(axis=0, dtype="f4"))
         active = active + (activations[-1] > 0)
     longest = max(answers["n_tokens"])
