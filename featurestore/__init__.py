@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         StoreError,
         StoreNotFoundError,
         StrategyError,
+        TooLargeError,
     )
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.store.checks import Problem
@@ -48,6 +49,7 @@ _HOMES = {
         "StoreError",
         "StoreNotFoundError",
         "StrategyError",
+        "TooLargeError",
     ],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
@@ -80,6 +82,7 @@ __all__ = [
     "StoreNotFoundError",
     "StrategyError",
     "Sweep",
+    "TooLargeError",
     "__version__",
     "build",
     "info",

@@ -7,6 +7,7 @@
     │   ├── StoreNotFoundError (FileNotFoundError)
     │   └── StoreBusyError (BlockingIOError)     another process is writing it
     ├── SelectionError (LookupError) a layer, feature or SAE that the store does not hold
+    ├── TooLargeError (MemoryError)  a selection that does not fit into memory
     ├── StrategyError (ValueError)   a strategy that cannot be registered, or whose X and y are no dataset
     ├── ParameterError (TypeError)   an option that is unknown, missing, contradictory or unreadable
     ├── NonFiniteError (ValueError)  NaN or infinity where a dataset needs numbers
@@ -86,6 +87,10 @@ class StoreBusyError(StoreError, BlockingIOError):
 
 class SelectionError(FeatureStoreError, LookupError):
     """A layer, feature or SAE that the store does not hold."""
+
+
+class TooLargeError(FeatureStoreError, MemoryError):
+    """A selection that does not fit into memory."""
 
 
 class StrategyError(FeatureStoreError, ValueError):

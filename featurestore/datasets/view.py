@@ -18,7 +18,7 @@ from featurestore.errors import DatasetError, SelectionError, StrategyError, spe
 from featurestore.ranges import format_numbers
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS, HIDDEN_STATES
 from featurestore.splits import split as splits
-from featurestore.store.reading import open_for_building
+from featurestore.store.reading import open_store
 from featurestore.store.snapshot import store_name
 from featurestore.strategies import Option, Selection, check_feature, sae_layers, sae_position, sae_positions
 
@@ -67,9 +67,7 @@ class StoreView:
     def __init__(self, store: Path, outline: xr.Dataset | None = None) -> None:
         self.path = store
         self.readable = outline is None
-        self.ds = open_for_building(store) if outline is None else outline
-        texts = {name: self.ds[name].compute(scheduler="threads") for name in ("text", "source", "source_digest")}
-        self.ds = self.ds.assign_coords(texts)
+        self.ds = open_store(store, chunks={}) if outline is None else outline
         for coord in self.ds.coords.values():
             if isinstance(coord.data, np.ndarray):
                 coord.data.flags.writeable = False  # all strategies see the same

@@ -1,63 +1,35 @@
-"""One array of a store: opened in the shape that was committed, read without ever a wrong value."""
+"""One array of a store as readers see it: never a wrong value, and of the rest no more than is asked for."""
 
 from __future__ import annotations
 
 import time
-from itertools import product
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from featurestore.errors import StoreError
-from featurestore.schema import ARRAYS
-from featurestore.store.layout import Metadata, file_name
+from featurestore.store.layout import Metadata, chunk_shape, file_index, file_shape
 
 if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
+    from zarr.core.buffer import NDBuffer
 
+    Positions = NDArray[np.intp]
+    Index = int | slice | Positions
 
-def file_shape(metadata: Metadata) -> tuple[int, ...]:
-    """Shape of what one file of an array holds: a shard, or a chunk where there are none."""
-    return tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+_FORWARD, _BACKWARD = slice(None), slice(None, None, -1)
 
-
-def chunk_shape(metadata: Metadata) -> tuple[int, ...]:
-    """Shape of what is compressed as one: the chunks within the shards of an array, or its chunks."""
-    for codec in metadata["codecs"]:
-        if codec["name"] == "sharding_indexed":
-            return tuple(codec["configuration"]["chunk_shape"])
-    return file_shape(metadata)
-
-
-def open_array(path: Path, name: str, metadata: Metadata, *, writable: bool = False) -> zarr.Array[Any]:
-    """Return a handle on an array with the shape that `metadata` say, whatever is on disk.
-
-    Nor does it matter how Zarr is configured: no chunk is left out for being all fill value, and the pipeline is the
-    one without a coroutine for each chunk, which takes two thirds of the other's time to write.
-    """
-    import zarr
-    from zarr.core.array_spec import ArrayConfig, ArraySpec
-    from zarr.core.buffer import default_buffer_prototype
-    from zarr.core.codec_pipeline import FusedCodecPipeline
-    from zarr.core.metadata import ArrayV3Metadata
-    from zarr.storage import LocalStore, StorePath
-
-    config = ArrayConfig("C", write_empty_chunks=True)
-    place = StorePath(LocalStore(path, read_only=not writable), name)
-    parsed = ArrayV3Metadata.from_dict(metadata)
-    array = zarr.AsyncArray(parsed, place, config)
-    spec = ArraySpec(file_shape(metadata), parsed.dtype, parsed.fill_value, config, default_buffer_prototype())
-    pipeline = FusedCodecPipeline.from_codecs(parsed.codecs).evolve_from_array_spec(spec)
-    object.__setattr__(array, "codec_pipeline", pipeline)  # Zarr takes it from its global configuration only
-    return zarr.Array(array)
+_CHUNKS_AT_ONCE = 32
+"""Chunks that are read together along an axis of which only some positions are wanted."""
 
 
 class StoredArray:
-    """An array as readers see it: tokens in reading order (on disk the final one comes first), errors clear.
-
-    Takes a slice, an integer or a list for each dim, as dask gives them.
+    """An array that is read in parts: tokens in reading order (on disk the final one comes first), errors clear.
 
     Parameters
     ----------
@@ -68,68 +40,165 @@ class StoredArray:
     metadata : dict
         As committed.
     n_tokens : ndarray, (sentence,) int64, optional
-        Of each sentence. A file that is not there would read as padding, so with these it is known which have to be.
-    reading_order : bool
-        Otherwise the final token comes first, as on disk.
+        Of each sentence. What is beyond them is padding, which is not read, and whose files need not be there.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        name: str,
-        metadata: Metadata,
-        n_tokens: NDArray[np.int64] | None = None,
-        *,
-        reading_order: bool = True,
-    ) -> None:
-        self._path, self._name, self._reading_order = path, name, reading_order
-        self._array = open_array(path, name, metadata)
-        self._files = file_shape(metadata)
-        dims = metadata["dimension_names"]
-        self._token_axis = dims.index("token") if "token" in dims else None
-        self._longest = None
-        if self._token_axis and n_tokens is not None and len(n_tokens):
-            self._longest = np.maximum.reduceat(n_tokens, range(0, len(n_tokens), self._files[0]))
-        self.shape, self.ndim = self._array.shape, self._array.ndim
+    def __init__(self, path: Path, name: str, metadata: Metadata, n_tokens: NDArray[np.int64] | None = None) -> None:
+        self._path, self._name, self._metadata = path, name, metadata
+        self._dims: list[str] = metadata["dimension_names"]
+        self._lengths = n_tokens if self._dims[:2] == ["sentence", "token"] else None
+        self.shape: tuple[int, ...] = tuple(metadata["shape"])
         is_text = metadata["data_type"] == "string"  # numpy's StringDType breaks much of xarray
-        self.dtype = np.dtype(object) if is_text else self._array.dtype
+        self.dtype = np.dtype(object if is_text else metadata["data_type"])
 
-    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        axis = self._token_axis
-        if axis is None or not self._reading_order:
-            return self._read(key)
-        tokens, on_disk = key[axis], range(self.shape[axis])[::-1]
-        if not isinstance(tokens, slice):
-            token = on_disk[tokens] if isinstance(tokens, int) else [on_disk[i] for i in tokens]
-            return self._read((*key[:axis], token, *key[axis + 1 :]))
-        forward = on_disk[tokens][::-1]
-        part = slice(forward.start, forward.stop, forward.step) if forward else slice(0)
-        values = self._read((*key[:axis], part, *key[axis + 1 :]))
-        return np.flip(values, axis - sum(isinstance(index, int) for index in key[:axis]))
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it is, no open files."""
+        return type(self), (self._path, self._name, self._metadata, self._lengths)
 
-    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        if (self._longest is not None or self._name not in ARRAYS) and (file := self._missing(key)):
-            raise StoreError(f"{self._path}: {file} is missing; see `verify`, ingest into a new store")
-        basic = all(isinstance(part, int | slice) for part in key)
+    def __getitem__(self, key: tuple[Index, ...]) -> NDArray[Any]:
+        """Read some positions of each axis, in any order: as `ndarray.__getitem__` of an open mesh (`numpy.ix_`)."""
+        axes = [_Axis.of(index, size) for index, size in zip(key, self.shape, strict=True)]
+        if "token" in self._dims:
+            axis = self._dims.index("token")
+            axes[axis] = axes[axis].reversed(self.shape[axis])
+        return self._ordered(axes)
+
+    def on_disk(self, key: tuple[Index, ...]) -> NDArray[Any]:
+        """Read the same with the final token first."""
+        return self._ordered([_Axis.of(index, size) for index, size in zip(key, self.shape, strict=True)])
+
+    def _ordered(self, axes: list[_Axis]) -> NDArray[Any]:
+        """Read into a new array, in C order whatever the directions of its axes."""
+        values = np.empty([len(axis.positions) for axis in axes], self.dtype)
+        ascending = values[tuple(axis.order if isinstance(axis.order, slice) else slice(None) for axis in axes)]
+        shape = chunk_shape(self._metadata)
+        runs = [_runs(axis.positions, chunk) for axis, chunk in zip(axes, shape, strict=True)]
+        for piece in product(*runs):
+            self._fill(ascending[tuple(run.target for run in piece)], piece)
+        for number, axis in enumerate(axes):
+            if isinstance(axis.order, np.ndarray):
+                values = values.take(axis.order, number)
+        return values[tuple(axis.order if isinstance(axis.order, int) else slice(None) for axis in axes)]
+
+    def _fill(self, target: NDArray[Any], runs: Sequence[_Run]) -> None:
+        """Read one run of each axis, but no padding."""
+        source = [run.source for run in runs]
+        if self._lengths is not None and isinstance(runs[1].wanted, slice):
+            rows, tokens = source[:2]
+            n = max(0, int(self._lengths[rows][runs[0].wanted].max()) - tokens.start)
+            if n < target.shape[1]:
+                target[:, n:] = "" if self.dtype == object else self._array.fill_value
+                target, source[1] = target[:, :n], slice(tokens.start, tokens.start + n)
+        if not target.size:
+            return
+        if all(isinstance(run.wanted, slice) for run in runs):
+            self._read(tuple(source), target)
+            return
+        covering = np.empty([part.stop - part.start for part in source], self.dtype)
+        self._read(tuple(source), covering)
+        for axis, run in enumerate(runs):
+            if isinstance(run.wanted, np.ndarray):
+                covering = covering.take(run.wanted, axis)
+        target[...] = covering
+
+    def _read(self, key: tuple[slice, ...], target: NDArray[Any]) -> None:
         for pause in (0.01, 0.1, None):
             try:
-                values = self._array[key] if basic else self._array.oindex[key]
-                return np.asarray(values).astype(self.dtype, copy=False)
+                self._array.get_basic_selection(key, out=self._buffer(target))
+            except StoreError:
+                raise
             except (ValueError, RuntimeError) as error:
                 # Its checksum fails: damaged, or just being replaced by a writer who appends to the same shard.
                 if pause is None:
                     where = f"{self._path}: array '{self._name}'"
                     raise StoreError(f"{where} is damaged ({error}); see `verify`, ingest into a new store") from error
                 time.sleep(pause)
-        raise AssertionError("unreachable")
+            else:
+                return
 
-    def _missing(self, key: tuple[Any, ...]) -> str | None:
-        """Name a file that must be there to read `key`, and is not."""
-        axes = zip(self.shape, self._files, key, strict=True)
-        parts = [np.unique(np.atleast_1d(np.arange(size)[index]) // chunk) for size, chunk, index in axes]
-        for index in product(*(part.tolist() for part in parts)):
-            file = file_name(self._name, index)
-            padding = self._longest is not None and index[1] * self._files[1] >= self._longest[index[0]]
-            if not padding and not (self._path / file).is_file():
-                return file
-        return None
+    @cached_property
+    def _array(self) -> zarr.Array[Any]:
+        from featurestore.store.handles import CompleteFiles, open_array
+
+        return open_array(CompleteFiles(self._path, self._is_needed), self._name, self._metadata)
+
+    @cached_property
+    def _buffer(self) -> Callable[[NDArray[Any]], NDBuffer]:
+        from zarr.core.buffer import default_buffer_prototype
+
+        return default_buffer_prototype().nd_buffer.from_ndarray_like
+
+    def _is_needed(self, file: str) -> bool:
+        """Tell whether a file has to be there: it holds more than padding."""
+        index = file_index(file.rpartition("/")[2])
+        if index is None or self._dims[:2] != ["sentence", "token"]:
+            return True
+        rows, tokens, *_ = file_shape(self._metadata)
+        lengths = self._lengths[index[0] * rows :][:rows] if self._lengths is not None else np.array([0])
+        return bool(lengths.max() > index[1] * tokens)
+
+
+class _Axis(NamedTuple):
+    """What is wanted of an axis: ascending positions, each once, and the order in which they are wanted."""
+
+    positions: Positions
+    order: int | slice | Positions
+
+    @classmethod
+    def of(cls, index: Index, size: int) -> _Axis:
+        if isinstance(index, int | np.integer):
+            return cls(np.array([range(size)[index]]), 0)
+        wanted = (
+            np.arange(*index.indices(size)) if isinstance(index, slice) else np.where(index < 0, index + size, index)
+        )
+        steps = np.diff(wanted)
+        if (steps > 0).all():
+            return cls(wanted, _FORWARD)
+        if (steps < 0).all():
+            return cls(wanted[::-1], _BACKWARD)
+        return cls(*np.unique(wanted, return_inverse=True))
+
+    def reversed(self, size: int) -> _Axis:
+        """Return the same places of an axis that is counted from its other end."""
+        order = self.order
+        if isinstance(order, slice):
+            order = _BACKWARD if order == _FORWARD else _FORWARD
+        elif isinstance(order, np.ndarray):
+            order = len(self.positions) - 1 - order
+        return _Axis(size - 1 - self.positions[::-1], order)
+
+
+class _Run(NamedTuple):
+    """Positions of an axis that are read together.
+
+    Attributes
+    ----------
+    source : slice
+        Covers them on disk.
+    wanted : slice, or ndarray of int
+        Which of these they are.
+    target : slice
+        Which of all positions they are.
+    """
+
+    source: slice
+    wanted: slice | Positions
+    target: slice
+
+
+def _runs(positions: Positions, chunk: int) -> list[_Run]:
+    """Cut ascending positions into runs of adjacent chunks: Zarr reads slices many times as fast as lists."""
+    if not len(positions):
+        return []
+    chunks = positions // chunk
+    ends = np.diff(chunks) > 1
+    if len(positions) <= positions[-1] - positions[0]:  # so the gaps within a run are bounded
+        ends |= np.diff(chunks // _CHUNKS_AT_ONCE) > 0
+    bounds = [0, *(np.flatnonzero(ends) + 1).tolist(), len(positions)]
+    return [_run(positions[first:last], slice(first, last)) for first, last in pairwise(bounds)]
+
+
+def _run(positions: Positions, target: slice) -> _Run:
+    start, stop = int(positions[0]), int(positions[-1]) + 1
+    wanted = slice(None) if stop - start == len(positions) else positions - start
+    return _Run(slice(start, stop), wanted, target)

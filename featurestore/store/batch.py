@@ -75,7 +75,7 @@ class Batch:
         self._committed, self._sentences, self._folder = committed, sentences, folder
         self._old, self._old_tokens = committed.sizes["sentence"], committed.sizes["token"]
         self._n_tokens = committed.coord("n_tokens")
-        self._array = cache(partial(committed.array, n_tokens=self._n_tokens, reading_order=False))
+        self._array = cache(partial(committed.array, n_tokens=self._n_tokens))
         self._new = self._old + len(sentences)
         self._tokens = max(self._old_tokens, *(staged.n_tokens for staged in sentences))
         self.snapshot = committed.resized(self._new, self._tokens)
@@ -128,7 +128,7 @@ class Batch:
     def _kept(self, name: str, first: int, *places: int | slice) -> NDArray[Any]:
         """Read the committed sentences of an array from the `first` on; StoreError if a file is damaged or missing."""
         rest = len(self._committed.arrays[name]["shape"]) - 1 - len(places)
-        return self._array(name)[(slice(first, self._old), *places, *[slice(None)] * rest)]
+        return self._array(name).on_disk((slice(first, self._old), *places, *[slice(None)] * rest))
 
     def _shards(self, rows: int) -> Iterator[_Shard]:
         """Divide the batch, with the committed rows of the shard that it continues."""

@@ -108,7 +108,7 @@ def info(store: PathLike) -> StoreInfo:
     """
     path = as_path(store)
     snapshot = Snapshot.read(path)
-    ds = labelled(snapshot)
+    ds = labelled(snapshot, chunks={})
     n_tokens, nonfinite = ds["n_tokens"].values, ds["n_nonfinite"].values
     labels = ds["label"].values[ds["has_label"].values]
     return StoreInfo(

@@ -260,6 +260,19 @@ def _blosc(dtype: str) -> dict[str, Any]:
     return {"name": "blosc", "configuration": configuration}
 
 
+def file_shape(metadata: Metadata) -> tuple[int, ...]:
+    """Shape of what one file of an array holds: a shard, or a chunk where there are none."""
+    return tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+
+
+def chunk_shape(metadata: Metadata) -> tuple[int, ...]:
+    """Shape of what is compressed as one: the chunks within the shards of an array, or its chunks."""
+    for codec in metadata["codecs"]:
+        if codec["name"] == "sharding_indexed":
+            return tuple(codec["configuration"]["chunk_shape"])
+    return file_shape(metadata)
+
+
 def file_name(array: str, index: Sequence[int]) -> str:
     """Name the file of an array that has this place in the grid of its files, below the store."""
     return f"{array}/c.{'.'.join(map(str, index))}"

@@ -13,7 +13,6 @@ from featurestore.sources import sentences
 from featurestore.store import changes
 from featurestore.store.ingest import existing, store_path
 from featurestore.store.layout import CHECKSUMS, SENTENCE_COORDS, TOKEN_COORDS
-from featurestore.store.reading import SENTENCES_PER_CHUNK
 from featurestore.store.seen import Seen
 from featurestore.store.snapshot import Snapshot, is_store
 
@@ -72,6 +71,8 @@ def _labelled(extraction: Extraction, coords: Mapping[str, Sequence[Any]]) -> xr
     """Label zeros of the sizes that the store will have, by coordinates along `sentence`."""
     import dask.array as da
     import xarray as xr
+
+    from featurestore.store.backend import SENTENCES_PER_CHUNK
 
     tokens = max(coords["n_tokens"])
     sizes = {"sentence": len(coords["sentence"]), "token": tokens, **extraction.sizes}

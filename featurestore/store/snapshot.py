@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 from featurestore.errors import StoreError, StoreNotFoundError, spelled
 from featurestore.paths import real_path
 from featurestore.schema import ACTIVATIONS, ARRAYS, ATTRIBUTES, SCHEMA_VERSION, Extraction, __version__
-from featurestore.store.arrays import StoredArray, chunk_shape, file_shape, open_array
-from featurestore.store.layout import ROOT, Metadata, file_name
+from featurestore.store.arrays import StoredArray
+from featurestore.store.layout import ROOT, Metadata, chunk_shape, file_name, file_shape
 from featurestore.store.root import Root, check_root, decode_root, encode
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ class Snapshot:
             If it is something else, foreign, damaged, or of another schema.
         """
         return cls(path, _read_root(path))
+
+    def __dask_tokenize__(self) -> tuple[str, bytes]:
+        """Identify its content, by which dask names what is read of it: not that of an earlier commit."""
+        return str(self.path), encode(self.root)
 
     @property
     def arrays(self) -> dict[str, Metadata]:
@@ -140,11 +144,15 @@ class Snapshot:
 
     def open(self, name: str, *, writable: bool = False) -> zarr.Array[Any]:
         """Return a handle on an array as it is on disk, the final token first."""
-        return open_array(self.path, name, self.arrays[name], writable=writable)
+        from zarr.storage import LocalStore
 
-    def array(self, name: str, n_tokens: NDArray[np.int64] | None = None, *, reading_order: bool = True) -> StoredArray:
-        """Return an array to be read in parts, tokens in reading order or as on disk, errors clear."""
-        return StoredArray(self.path, name, self.arrays[name], n_tokens, reading_order=reading_order)
+        from featurestore.store.handles import open_array
+
+        return open_array(LocalStore(self.path, read_only=not writable), name, self.arrays[name])
+
+    def array(self, name: str, n_tokens: NDArray[np.int64] | None = None) -> StoredArray:
+        """Return an array to be read in parts, tokens in reading order, errors clear."""
+        return StoredArray(self.path, name, self.arrays[name], n_tokens)
 
     def coord(self, name: str) -> NDArray[Any]:
         """Read a coordinate whole.
