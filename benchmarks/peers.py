@@ -89,38 +89,57 @@ def check(question: str, answer: Any, expected: Any) -> None:
 
 
 def write_files(folder: str, output: str, lengths: str) -> None:
-    """Write the files of HDF5, Parquet and memmap; tokens in reading order, the final one last, NaN before them."""
-    import h5py
-    from scipy.sparse import csr_array, vstack
-
+    """Write the files of HDF5, memmap and Parquet; tokens in reading order, the final one last, NaN before them."""
+    source, partial = Path(folder), Path(f"{output}.partial")
     with np.load(lengths) as expected:
         n_tokens = expected["n_tokens"]
-    partial, longest = Path(f"{output}.partial"), int(n_tokens.max())
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     np.save(partial / "n_tokens.npy", n_tokens)
-    sparse = []
-    with h5py.File(partial / "sentences.h5", "w") as file:
-        for row, (hidden_states, activations) in enumerate(read(Path(folder))):
-            (_, layers, hidden), (tokens, _, features) = hidden_states.shape, activations.shape
-            if row == 0:
-                shape = (len(n_tokens), longest, layers)
-                dense = np.lib.format.open_memmap(partial / "hidden_states.npy", "w+", "f2", (*shape, hidden))
-                chunks = (1, longest, layers, hidden)
-                file.create_dataset("hidden_states", dense.shape, "f2", chunks=chunks, fillvalue=np.nan)
-                # Without compression these would be 25 GB, and chunks of all tokens 41 MB.
-                options = {"chunks": (1, 1, layers, features), "compression": "lzf", "fillvalue": np.nan}
-                file.create_dataset("activations", (*shape, features), "f4", **options)
-            dense[row] = padded(hidden_states, longest)
-            file["hidden_states"][row] = dense[row]
-            file["activations"][row, longest - tokens :] = activations
-            empty = csr_array(((longest - tokens) * layers, features), dtype="f4")
-            sparse += [empty, csr_array(activations.reshape(-1, features))]
-    matrix = vstack(sparse, format="csr")
-    for name in ("data", "indices", "indptr"):
-        np.save(partial / f"activations_{name}.npy", getattr(matrix, name))
-    write_parquet(partial / "hidden_states.parquet", dense, n_tokens)
+    write_hdf5(partial / "sentences.h5", source, n_tokens)
+    write_memmap(partial / "hidden_states.npy", source, n_tokens)
+    write_sparse(partial, source, n_tokens)
+    write_parquet(partial / "hidden_states.parquet", np.load(partial / "hidden_states.npy", mmap_mode="r"), n_tokens)
     partial.rename(output)
+
+
+def write_hdf5(path: Path, source: Path, n_tokens: Array) -> None:
+    """Write a chunk a sentence, all layers in it; of activations a chunk a token, compressed: as they are, 25 GB."""
+    import h5py
+
+    longest = n_tokens.max()
+    with h5py.File(path, "w") as file:
+        for row, arrays in enumerate(read(source)):
+            for name, values, tokens, compression in zip(ARRAYS, arrays, (longest, 1), (None, "lzf"), strict=True):
+                if row == 0:
+                    options = {"chunks": (1, tokens, *values.shape[1:]), "compression": compression}
+                    shape = (len(n_tokens), longest, *values.shape[1:])
+                    file.create_dataset(name, shape, values.dtype, fillvalue=np.nan, **options)
+                file[name][row, longest - len(values) :] = values
+
+
+def write_memmap(path: Path, source: Path, n_tokens: Array) -> None:
+    """Write dense hidden states."""
+    dense: Any = None
+    for row, (hidden_states, _) in enumerate(read(source)):
+        if dense is None:
+            shape = (len(n_tokens), int(n_tokens.max()), *hidden_states.shape[1:])
+            dense = np.lib.format.open_memmap(path, "w+", hidden_states.dtype, shape)
+        dense[row] = padded(hidden_states, len(dense[row]))
+
+
+def write_sparse(folder: Path, source: Path, n_tokens: Array) -> None:
+    """Write the activations as CSR: a row a sentence, token and layer, empty where there is no token."""
+    from scipy.sparse import csr_array, vstack
+
+    blocks = []
+    for _, activations in read(source):
+        tokens, layers, features = activations.shape
+        padding = csr_array(((int(n_tokens.max()) - tokens) * layers, features), dtype=activations.dtype)
+        blocks += [padding, csr_array(activations.reshape(-1, features))]
+    matrix = vstack(blocks, format="csr")
+    for name in ("data", "indices", "indptr"):
+        np.save(folder / f"activations_{name}.npy", getattr(matrix, name))
 
 
 def write_parquet(path: Path, hidden_states: Array, n_tokens: Array) -> None:

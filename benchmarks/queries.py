@@ -54,7 +54,7 @@ def ask(peers: str, questions: str, store: str, source: str, runs: str) -> None:
 
 
 def by_turns(calls: dict[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """Time calls, each as often in front of the others as behind them."""
+    """Time calls, in one order and then in the other, as what came before may matter."""
     seconds: dict[str, list[float]] = {peer: [] for peer in calls}
     stop = time.perf_counter() + LONGEST
     for i in range(runs):
