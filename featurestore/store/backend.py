@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -62,11 +61,10 @@ class FeatureStoreBackend(BackendEntrypoint):
         else:
             snapshot = Snapshot.read(as_path(filename_or_obj))
             warn_if_incomplete(snapshot)
-        variables = _variables(snapshot, _checked_limit(max_bytes))
-        data = {name: variables.pop(name) for name in snapshot.data_arrays}
-        ds = xr.Dataset(data, dict(sorted(variables.items())), snapshot.described)
-        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
-        return ds.drop_vars(dropped, errors="ignore")
+        dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
+        variables = _variables(snapshot, _checked_limit(max_bytes), dropped)
+        data = {name: variables.pop(name) for name in snapshot.data_arrays if name in variables}
+        return xr.Dataset(data, dict(sorted(variables.items())), snapshot.described)
 
 
 def warn_if_incomplete(snapshot: Snapshot) -> None:
@@ -83,21 +81,28 @@ def _checked_limit(max_bytes: object) -> float | None:
     raise ParameterError(f"max_bytes: expected a number of bytes above 0, found {brief(max_bytes)}")
 
 
-def _variables(snapshot: Snapshot, max_bytes: float | None) -> dict[str, xr.Variable]:
+def _variables(snapshot: Snapshot, max_bytes: float | None, dropped: set[str]) -> dict[str, xr.Variable]:
     """Label the arrays: those along one dim are read, the others lazy."""
     n_tokens = _checked_lengths(snapshot, snapshot.coord("n_tokens"))
+    chunks = _preferred_chunks(snapshot)
+
+    def lazy(name: str, array: _Readable, dims: list[str], attributes: dict[str, Any]) -> xr.Variable:
+        data = indexing.LazilyIndexedArray(_Guarded(array, f"{snapshot.path}: {name}", max_bytes))
+        return xr.Variable(dims, data, attributes, {"preferred_chunks": {dim: chunks[dim] for dim in dims}})
+
     variables = {}
     for name, metadata in snapshot.arrays.items():
-        dims, encoding = metadata["dimension_names"], {}
-        data: Any = n_tokens
+        if name in dropped:
+            continue
+        dims, attributes = metadata["dimension_names"], metadata["attributes"]
         if "token" in dims[1:]:
-            encoding["preferred_chunks"] = _preferred_chunks(snapshot, name)
-            data = _lazy(snapshot.array(name, n_tokens), snapshot.path, name, max_bytes)
-        elif name != "n_tokens":
-            data = snapshot.coord(name)
-        variables[name] = xr.Variable(dims, data, metadata["attributes"], encoding)
-    is_token = _lazy(_IsToken(n_tokens, variables["token"].values), snapshot.path, "is_token", max_bytes)
-    variables["is_token"] = xr.Variable(("sentence", "token"), is_token, {"long_name": _IS_TOKEN})
+            variables[name] = lazy(name, snapshot.array(name, n_tokens), dims, attributes)
+        else:
+            values = n_tokens if name == "n_tokens" else snapshot.coord(name)
+            variables[name] = xr.Variable(dims, values, attributes)
+    if "is_token" not in dropped:
+        is_token = _IsToken(n_tokens, snapshot.sizes["token"])
+        variables["is_token"] = lazy("is_token", is_token, ["sentence", "token"], {"long_name": _IS_TOKEN})
     return variables
 
 
@@ -111,11 +116,13 @@ def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray
     return n_tokens
 
 
-def _preferred_chunks(snapshot: Snapshot, name: str) -> dict[str, int]:
-    """Return the size of a dask chunk along each dim: many sentences, and little of everything else."""
-    rows, *rest = snapshot.chunk_shape(name)
-    sizes = (rows * max(1, SENTENCES_PER_CHUNK // rows), *rest)
-    return dict(zip(snapshot.arrays[name]["dimension_names"], sizes, strict=True))
+def _preferred_chunks(snapshot: Snapshot) -> dict[str, int]:
+    """Return the size of a dask chunk along each dim, of all arrays: many sentences, and little of everything else."""
+    chunks: dict[str, int] = {}
+    for name in snapshot.data_arrays:
+        chunks |= dict(zip(snapshot.arrays[name]["dimension_names"], snapshot.chunk_shape(name), strict=True))
+    rows = chunks["sentence"]
+    return chunks | {"sentence": rows * max(1, SENTENCES_PER_CHUNK // rows)}
 
 
 class _Readable(Protocol):
@@ -132,17 +139,14 @@ class _IsToken:
 
     dtype = np.dtype(bool)
 
-    def __init__(self, n_tokens: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        self._n_tokens, self._tokens = n_tokens, tokens
-        self.shape = (len(n_tokens), len(tokens))
+    def __init__(self, n_tokens: NDArray[np.int64], tokens: int) -> None:
+        self._n_tokens = n_tokens
+        self.shape = (len(n_tokens), tokens)
 
     def __getitem__(self, key: tuple[Index, ...]) -> NDArray[np.bool_]:
-        is_token: NDArray[np.bool_] = np.less_equal.outer(-self._n_tokens[key[0]], self._tokens[key[1]])
+        from_end = np.arange(self.shape[1], 0, -1)
+        is_token: NDArray[np.bool_] = np.greater_equal.outer(self._n_tokens[key[0]], from_end[key[1]])
         return is_token
-
-
-def _lazy(array: _Readable, store: Path, name: str, max_bytes: float | None) -> indexing.LazilyIndexedArray:
-    return indexing.LazilyIndexedArray(_Guarded(array, f"{store}: {name}", max_bytes))
 
 
 class _Guarded(BackendArray):
@@ -153,6 +157,9 @@ class _Guarded(BackendArray):
         self.shape, self.dtype = array.shape, array.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        _check_bounds(key.tuple, self.shape)
+        if not isinstance(key, indexing.VectorizedIndexer):  # whose other keys the adapter breaks, such as [0:0:-1]
+            return self._read(key.tuple)
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Index, ...]) -> NDArray[Any]:
@@ -174,6 +181,13 @@ class _Guarded(BackendArray):
             raise TooLargeError(
                 f"{self._name}: would read {n_bytes / 1e9:.2f} GB at once, more than {allowed}; {remedy}"
             )
+
+
+def _check_bounds(key: tuple[Any, ...], shape: tuple[int, ...]) -> None:
+    """Refuse what is beyond an axis: of negative indices xarray has made positive ones, and would do so again."""
+    for axis, (index, size) in enumerate(zip(key, shape, strict=True)):
+        if not isinstance(index, slice) and ((np.asarray(index) < 0) | (np.asarray(index) >= size)).any():
+            raise IndexError(f"index is out of bounds for axis {axis} with size {size}")
 
 
 def _length(index: Index, size: int) -> int:
