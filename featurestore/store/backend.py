@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -28,6 +28,9 @@ SENTENCES_PER_CHUNK = 1024
 
 _NOTICEABLE = 1 << 26
 """Bytes below which nobody asks how much memory there is."""
+
+_SHOWN_FIRST = ("label", "n_tokens", "text")
+"""Coordinates that users look for: of many, xarray shows the first and the last ones."""
 
 _IS_TOKEN = "whether the sentence has a token here; beyond it all values are NaN"
 
@@ -64,7 +67,14 @@ class FeatureStoreBackend(BackendEntrypoint):
         dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
         variables = _variables(snapshot, _checked_limit(max_bytes), dropped)
         data = {name: variables.pop(name) for name in snapshot.data_arrays if name in variables}
-        return xr.Dataset(data, dict(sorted(variables.items())), snapshot.described)
+        coords = sorted(variables.items(), key=lambda item: (item[0] not in _SHOWN_FIRST, item[0]))
+        ds = xr.Dataset(data, dict(coords), snapshot.described)
+        ds.set_close(_close)
+        return ds
+
+
+def _close() -> None:
+    """Do nothing: no file stays open; but `xarray.open_mfdataset` calls it of each dataset."""
 
 
 def warn_if_incomplete(snapshot: Snapshot) -> None:
@@ -83,27 +93,28 @@ def _checked_limit(max_bytes: object) -> float | None:
 
 def _variables(snapshot: Snapshot, max_bytes: float | None, dropped: set[str]) -> dict[str, xr.Variable]:
     """Label the arrays: those along one dim are read, the others lazy."""
-    n_tokens = _checked_lengths(snapshot, snapshot.coord("n_tokens"))
+    n_tokens = _checked_lengths(snapshot, snapshot.coord("n_tokens"))  # not those that users see, and may change
     chunks = _preferred_chunks(snapshot)
 
-    def lazy(name: str, array: _Readable, dims: list[str], attributes: dict[str, Any]) -> xr.Variable:
-        data = indexing.LazilyIndexedArray(_Guarded(array, f"{snapshot.path}: {name}", max_bytes))
-        return xr.Variable(dims, data, attributes, {"preferred_chunks": {dim: chunks[dim] for dim in dims}})
+    def lazy(name: str, array: _Readable) -> indexing.LazilyIndexedArray:
+        return indexing.LazilyIndexedArray(_Guarded(array, f"{snapshot.path}: {name}", max_bytes))
 
-    variables = {}
+    found: dict[str, tuple[Sequence[str], Any, dict[str, Any]]] = {}
     for name, metadata in snapshot.arrays.items():
         if name in dropped:
             continue
-        dims, attributes = metadata["dimension_names"], metadata["attributes"]
-        if "token" in dims[1:]:
-            variables[name] = lazy(name, snapshot.array(name, n_tokens), dims, attributes)
-        else:
-            values = n_tokens if name == "n_tokens" else snapshot.coord(name)
-            variables[name] = xr.Variable(dims, values, attributes)
+        dims: list[str] = metadata["dimension_names"]
+        is_lazy = "token" in dims[1:]
+        data = lazy(name, snapshot.array(name, n_tokens)) if is_lazy else snapshot.coord(name)
+        found[name] = dims, data, metadata["attributes"]
     if "is_token" not in dropped:
-        is_token = _IsToken(n_tokens, snapshot.sizes["token"])
-        variables["is_token"] = lazy("is_token", is_token, ["sentence", "token"], {"long_name": _IS_TOKEN})
-    return variables
+        is_token = lazy("is_token", _IsToken(n_tokens, snapshot.sizes["token"]))
+        found["is_token"] = ("sentence", "token"), is_token, {"long_name": _IS_TOKEN}
+
+    def encoding(dims: Sequence[str]) -> dict[str, Any]:
+        return {"preferred_chunks": {dim: chunks[dim] for dim in dims if dim in chunks}}
+
+    return {name: xr.Variable(dims, data, attrs, encoding(dims)) for name, (dims, data, attrs) in found.items()}
 
 
 def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray[np.int64]:

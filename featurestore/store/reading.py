@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from featurestore.errors import ParameterError, brief, some
 from featurestore.paths import PathLike, as_path
@@ -84,6 +85,9 @@ def labelled(snapshot: Snapshot, *, chunks: Chunks = None, max_bytes: float | No
 
     options: Any = {"engine": FeatureStoreBackend, "max_bytes": max_bytes}
     ds = xr.open_dataset(snapshot, **options)  # type: ignore[arg-type]
+    for variable in ds.variables.values():
+        if variable.ndim == 1:
+            variable.load()  # in memory it is, and then it is shown
     if chunks is None:
         return ds
     chunks = _checked_chunks(chunks, snapshot.sizes)
@@ -97,7 +101,7 @@ def _checked_chunks(chunks: object, sizes: Mapping[str, int]) -> Any:
     if unknown := by_dim.keys() - sizes:
         raise ParameterError(f"chunks: no dim is named {some(map(brief, unknown))}; expected some of {some(sizes)}")
     for size in by_dim.values():
-        is_number = isinstance(size, Integral) and (size > 0 or size == -1)
+        is_number = isinstance(size, int | np.integer) and (size > 0 or size == -1)
         if not (is_number or size in ("auto", None) or isinstance(size, tuple)):
             expected = "a number above 0, -1 or 'auto', or a dict of these by dim"
             raise ParameterError(f"chunks: expected {expected}, found {brief(chunks)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,13 @@ LABELS = {"sentence": range(len(LENGTHS)), "token": range(-8, 0), "layer": LAYER
 
 SIZES = {"sentence": 7, "token": 8, "layer": 5, "hidden": 6, "feature": 10}
 
-settings.register_profile("selections", deadline=None, report_multiple_bugs=False, phases=[Phase.explicit, Phase.reuse, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile(
+    "selections",
+    deadline=None,
+    report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,10 @@ def opened(store: Path, chunks: Any) -> xr.Dataset:
 
 def indexers(size: int) -> st.SearchStrategy[Any]:
     """Anything that selects along one axis, by position."""
-    either = [st.slices(size), st.lists(st.booleans(), min_size=size, max_size=size).map(lambda mask: np.array(mask, bool))]
+    either = [
+        st.slices(size),
+        st.lists(st.booleans(), min_size=size, max_size=size).map(lambda mask: np.array(mask, bool)),
+    ]
     either.append(st.just(np.array([], dtype=int)))
     if size:
         position = st.integers(-size, size - 1)
@@ -161,14 +169,14 @@ def test_any_chain_of_selections(store: Path, reference: xr.Dataset, chunks: Any
             break
         method, indexers = data.draw(steps(wanted))
         actual, wanted = getattr(actual, method)(indexers), getattr(wanted, method)(indexers)
-    for name in DATA:
-        assert actual[name].dtype == wanted[name].dtype
     assert chunks == {} or not any(actual[name]._in_memory for name in DATA)
-    actual = actual.compute()
+    lazy, actual = actual, actual.compute()
     xr.testing.assert_equal(actual, wanted)
     for name, variable in wanted.variables.items():
-        assert actual[name].dtype == variable.dtype, name
+        assert actual[name].dtype == lazy[name].dtype == variable.dtype, name
         assert actual[name].dims == variable.dims, name
+        is_read = chunks is None and name in (*DATA, "fragment", "is_token")
+        assert not is_read or actual[name].values.flags.c_contiguous, name
 
 
 @settings(settings.get_profile("selections"), max_examples=40)
@@ -176,9 +184,9 @@ def test_any_chain_of_selections(store: Path, reference: xr.Dataset, chunks: Any
 def test_any_open_mesh(store: Path, reference: xr.Dataset, data: st.DataObject) -> None:
     """Each array by itself, all axes at once: the values, the dtype, and the order in memory."""
     snapshot = Snapshot.read(store)
-    name = data.draw(st.sampled_from([*DATA, "fragment"]))
-    array = snapshot.array(name, snapshot.coord("n_tokens"))
-    values = reference[name].values
+    which = data.draw(st.sampled_from([*DATA, "fragment"]))
+    array = snapshot.array(which, snapshot.coord("n_tokens"))
+    values = reference[which].values
     key = tuple(
         data.draw(indexers(size).filter(lambda index: not isinstance(index, np.ndarray) or index.dtype != bool))
         for size in values.shape
@@ -213,9 +221,9 @@ def test_what_is_transposed_stays_lazy(store: Path, reference: xr.Dataset) -> No
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[slice, ...]]]]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[slice, ...]]]:
     """Name and region, on disk, of each read of a data array from here on."""
-    regions = []
+    regions: list[tuple[str, tuple[slice, ...]]] = []
     read = StoredArray._read
 
     def recorded(self: StoredArray, key: tuple[slice, ...], target: np.ndarray[Any, Any]) -> None:
