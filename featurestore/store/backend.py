@@ -93,7 +93,7 @@ def _checked_limit(max_bytes: object) -> float | None:
 
 def _variables(snapshot: Snapshot, max_bytes: float | None, dropped: set[str]) -> dict[str, xr.Variable]:
     """Label the arrays: those along one dim are read, the others lazy."""
-    n_tokens = _checked_lengths(snapshot, snapshot.coord("n_tokens"))  # not those that users see, and may change
+    n_tokens = _checked_lengths(snapshot, snapshot.coord("n_tokens"))
     chunks = _preferred_chunks(snapshot)
 
     def lazy(name: str, array: _Readable) -> indexing.LazilyIndexedArray:
@@ -104,8 +104,10 @@ def _variables(snapshot: Snapshot, max_bytes: float | None, dropped: set[str]) -
         if name in dropped:
             continue
         dims: list[str] = metadata["dimension_names"]
-        is_lazy = "token" in dims[1:]
-        data = lazy(name, snapshot.array(name, n_tokens)) if is_lazy else snapshot.coord(name)
+        if "token" in dims[1:]:
+            data: Any = lazy(name, snapshot.array(name, n_tokens))
+        else:
+            data = n_tokens.copy() if name == "n_tokens" else snapshot.coord(name)  # as users may change it
         found[name] = dims, data, metadata["attributes"]
     if "is_token" not in dropped:
         is_token = lazy("is_token", _IsToken(n_tokens, snapshot.sizes["token"]))

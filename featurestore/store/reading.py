@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def open_store(path: PathLike, *, chunks: Chunks = None, max_bytes: float | None = None) -> xr.Dataset:
     """Open a store as one labelled, lazy dataset; warn if its ingest is not complete.
 
-    The same as ``xr.open_dataset(path, engine="featurestore")``, which takes the same options.
+    The same as ``xr.open_dataset(path, engine="featurestore")``, which takes the same options, but for coordinates with
+    `chunks`: here they are no dask arrays.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ def open_store(path: PathLike, *, chunks: Chunks = None, max_bytes: float | None
         By default xarray's own lazy indexing: selections are composed, and what they leave is read when its values are
         needed, at once and into memory. With chunks the variables are dask arrays, so that more than the memory holds
         can be reduced chunk by chunk: ``{}`` for chunks that suit the store (1,024 sentences at one token and layer),
-        others as of `xarray.open_dataset`.
+        others as of `xarray.open_dataset`, which warns of those that do not fit these.
     max_bytes : float, optional
         What one selection, or one chunk, may read into memory; by default half of the memory that is available.
 
@@ -58,6 +59,8 @@ def open_store(path: PathLike, *, chunks: Chunks = None, max_bytes: float | None
         If there is nothing at `path`.
     StoreError
         If it is something else, foreign, damaged, or of another schema; also later, when damaged values are read.
+    ParameterError
+        If an option is no such thing.
     TooLargeError
         Later, when a selection would read more than `max_bytes`.
 

@@ -29,13 +29,10 @@ LAYERS = [0, 1, 2, 4, 5]
 
 LABELS = {"sentence": range(len(LENGTHS)), "token": range(-8, 0), "layer": LAYERS, "feature": range(10)}
 
-SIZES = {"sentence": 7, "token": 8, "layer": 5, "hidden": 6, "feature": 10}
-
-settings.register_profile(
-    "selections",
+SELECTIONS = settings(
+    max_examples=40,
     deadline=None,
-    report_multiple_bugs=False,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a short chain needs no shrinking, which takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
@@ -79,7 +76,8 @@ def padded(values: list[np.ndarray[Any, Any]], fill: Any) -> np.ndarray[Any, Any
     return full
 
 
-def expected() -> xr.Dataset:
+@pytest.fixture(scope="module")
+def reference() -> xr.Dataset:
     """What the store has to hold, in memory, by numpy alone."""
     sentences = source()
     arrays = {
@@ -97,11 +95,6 @@ def expected() -> xr.Dataset:
     coords["fragment"] = ("sentence", "token"), padded([each["fragments"] for each in sentences], "")
     coords["is_token"] = ("sentence", "token"), padded([np.ones(tokens, bool) for tokens in LENGTHS], False)
     return xr.Dataset({name: (dims[name], arrays[name]) for name in DATA}, coords)
-
-
-@pytest.fixture(scope="module")
-def reference() -> xr.Dataset:
-    return expected()
 
 
 def opened(store: Path, chunks: Any) -> xr.Dataset:
@@ -160,7 +153,7 @@ def labels(values: np.ndarray[Any, Any]) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("chunks", [None, {}], ids=["lazy", "dask"])
-@settings(settings.get_profile("selections"), max_examples=40)
+@SELECTIONS
 @given(data=st.data())
 def test_any_chain_of_selections(store: Path, reference: xr.Dataset, chunks: Any, data: st.DataObject) -> None:
     actual, wanted = opened(store, chunks), reference
@@ -179,7 +172,7 @@ def test_any_chain_of_selections(store: Path, reference: xr.Dataset, chunks: Any
         assert not is_read or actual[name].values.flags.c_contiguous, name
 
 
-@settings(settings.get_profile("selections"), max_examples=40)
+@SELECTIONS
 @given(data=st.data())
 def test_any_open_mesh(store: Path, reference: xr.Dataset, data: st.DataObject) -> None:
     """Each array by itself, all axes at once: the values, the dtype, and the order in memory."""
@@ -287,3 +280,9 @@ def test_what_is_far_apart_is_not_read_through(store: Path, reads: Any) -> None:
     ds = featurestore.open_store(store)
     ds.embeddings.isel(sentence=[4, 1], token=[-1, -3]).values  # noqa: B018
     assert places(reads, "embeddings") == [*itertools.product([1, 4], [0, 2], range(6))]
+
+
+def test_a_build_reads_its_layer_alone(store: Path, reads: Any, tmp_path: Path) -> None:
+    featurestore.build(store, "hidden-to-concept", layer=2, output=tmp_path / "X.npz")
+    assert places(reads, "hidden_states") == [*itertools.product(range(7), [0], [2], range(6))]
+    assert {name for name, _ in reads} == {"hidden_states"}
