@@ -69,7 +69,7 @@ class StoreView:
         self.readable = outline is None
         self.ds = open_store(store, chunks={}) if outline is None else outline
         for coord in self.ds.coords.values():
-            if isinstance(coord.data, np.ndarray):
+            if coord.ndim == 1 and isinstance(coord.data, np.ndarray):  # of more dims they are lazy
                 coord.data.flags.writeable = False  # all strategies see the same
         self.sentences = self.ds["sentence"].values
         if len(self.sentences) == 0:

@@ -78,7 +78,8 @@ class StoredArray:
         for number, axis in enumerate(axes):
             if isinstance(axis.order, np.ndarray):
                 values = values.take(axis.order, number)
-        return values[tuple(axis.order if isinstance(axis.order, int) else slice(None) for axis in axes)]
+        single = [axis.order if isinstance(axis.order, int) else slice(None) for axis in axes]
+        return values[(*single, ...)]  # an array also of a single value, as its dtype would be lost with it
 
     def _fill(self, target: NDArray[Any], runs: Sequence[_Run]) -> None:
         """Read one run of each axis, but no padding."""

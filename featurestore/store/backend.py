@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,6 +31,9 @@ _CHUNK_BYTES = 16 << 20
 
 _NOTICEABLE = 1 << 26
 """Bytes below which nobody asks how much memory there is."""
+
+_SHOWN_FIRST = ("label", "n_tokens", "text")
+"""Coordinates that users look for: of many, xarray shows the first and the last ones."""
 
 _IS_TOKEN = "whether the sentence has a token here; beyond it all values are NaN"
 
@@ -65,11 +67,17 @@ class FeatureStoreBackend(BackendEntrypoint):
         else:
             snapshot = Snapshot.read(as_path(filename_or_obj))
             warn_if_incomplete(snapshot)
-        variables = _variables(snapshot, _checked_limit(max_bytes))
-        data = {name: variables.pop(name) for name in snapshot.data_arrays}
-        ds = xr.Dataset(data, dict(sorted(variables.items())), snapshot.described)
-        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
-        return ds.drop_vars(dropped, errors="ignore")
+        dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
+        variables = _variables(snapshot, _checked_limit(max_bytes), dropped)
+        data = {name: variables.pop(name) for name in snapshot.data_arrays if name in variables}
+        coords = sorted(variables.items(), key=lambda item: (item[0] not in _SHOWN_FIRST, item[0]))
+        ds = xr.Dataset(data, dict(coords), snapshot.described)
+        ds.set_close(_close)
+        return ds
+
+
+def _close() -> None:
+    """Do nothing: no file stays open; but `xarray.open_mfdataset` calls it of each dataset."""
 
 
 def warn_if_incomplete(snapshot: Snapshot) -> None:
@@ -86,22 +94,32 @@ def _checked_limit(max_bytes: object) -> float | None:
     raise ParameterError(f"max_bytes: expected a number of bytes above 0, found {brief(max_bytes)}")
 
 
-def _variables(snapshot: Snapshot, max_bytes: float | None) -> dict[str, xr.Variable]:
+def _variables(snapshot: Snapshot, max_bytes: float | None, dropped: set[str]) -> dict[str, xr.Variable]:
     """Label the arrays: those along one dim are read, the others lazy."""
     n_tokens = _checked_lengths(snapshot, snapshot.coord("n_tokens"))
-    variables = {}
+    chunks = _preferred_chunks(snapshot)
+
+    def lazy(name: str, array: _Readable) -> indexing.LazilyIndexedArray:
+        return indexing.LazilyIndexedArray(_Guarded(array, f"{snapshot.path}: {name}", max_bytes))
+
+    found: dict[str, tuple[Sequence[str], Any, dict[str, Any]]] = {}
     for name, metadata in snapshot.arrays.items():
-        dims, encoding = metadata["dimension_names"], {}
-        data: Any = n_tokens
+        if name in dropped:
+            continue
+        dims: list[str] = metadata["dimension_names"]
         if "token" in dims[1:]:
-            encoding["preferred_chunks"] = _preferred_chunks(snapshot, name)
-            data = _lazy(snapshot.array(name, n_tokens), snapshot.path, name, max_bytes)
-        elif name != "n_tokens":
-            data = snapshot.coord(name)
-        variables[name] = xr.Variable(dims, data, metadata["attributes"], encoding)
-    is_token = _lazy(_IsToken(n_tokens, variables["token"].values), snapshot.path, "is_token", max_bytes)
-    variables["is_token"] = xr.Variable(("sentence", "token"), is_token, {"long_name": _IS_TOKEN})
-    return variables
+            data: Any = lazy(name, snapshot.array(name, n_tokens))
+        else:
+            data = n_tokens.copy() if name == "n_tokens" else snapshot.coord(name)  # as users may change it
+        found[name] = dims, data, metadata["attributes"]
+    if "is_token" not in dropped:
+        is_token = lazy("is_token", _IsToken(n_tokens, snapshot.sizes["token"]))
+        found["is_token"] = ("sentence", "token"), is_token, {"long_name": _IS_TOKEN}
+
+    def encoding(dims: Sequence[str]) -> dict[str, Any]:
+        return {"preferred_chunks": {dim: chunks[dim] for dim in dims if dim in chunks}}
+
+    return {name: xr.Variable(dims, data, attrs, encoding(dims)) for name, (dims, data, attrs) in found.items()}
 
 
 def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -114,12 +132,16 @@ def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray
     return n_tokens
 
 
-def _preferred_chunks(snapshot: Snapshot, name: str) -> dict[str, int]:
-    """Return the size of a dask chunk along each dim: many sentences, and little of everything else."""
-    rows, *rest = snapshot.chunk_shape(name)
-    n_bytes = math.prod((rows, *rest)) * snapshot.array(name).dtype.itemsize
-    together = max(1, min(SENTENCES_PER_CHUNK // rows, _CHUNK_BYTES // n_bytes))
-    return dict(zip(snapshot.arrays[name]["dimension_names"], (rows * together, *rest), strict=True))
+def _preferred_chunks(snapshot: Snapshot) -> dict[str, int]:
+    """Return the size of a dask chunk along each dim, of all arrays: many sentences, and little of everything else."""
+    chunks: dict[str, int] = {}
+    most = SENTENCES_PER_CHUNK
+    for name in snapshot.data_arrays:
+        shape, dtype = snapshot.chunk_shape(name), snapshot.array(name).dtype
+        chunks |= dict(zip(snapshot.arrays[name]["dimension_names"], shape, strict=True))
+        most = min(most, _CHUNK_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
+    rows = chunks["sentence"]
+    return chunks | {"sentence": rows * max(1, most // rows)}
 
 
 class _Readable(Protocol):
@@ -136,17 +158,14 @@ class _IsToken:
 
     dtype = np.dtype(bool)
 
-    def __init__(self, n_tokens: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        self._n_tokens, self._tokens = n_tokens, tokens
-        self.shape = (len(n_tokens), len(tokens))
+    def __init__(self, n_tokens: NDArray[np.int64], tokens: int) -> None:
+        self._n_tokens = n_tokens
+        self.shape = (len(n_tokens), tokens)
 
     def __getitem__(self, key: tuple[Index, ...]) -> NDArray[np.bool_]:
-        is_token: NDArray[np.bool_] = np.less_equal.outer(-self._n_tokens[key[0]], self._tokens[key[1]])
+        from_end = np.arange(self.shape[1], 0, -1)
+        is_token: NDArray[np.bool_] = np.greater_equal.outer(self._n_tokens[key[0]], from_end[key[1]])
         return is_token
-
-
-def _lazy(array: _Readable, store: Path, name: str, max_bytes: float | None) -> indexing.LazilyIndexedArray:
-    return indexing.LazilyIndexedArray(_Guarded(array, f"{store}: {name}", max_bytes))
 
 
 class _Guarded(BackendArray):
@@ -157,6 +176,9 @@ class _Guarded(BackendArray):
         self.shape, self.dtype = array.shape, array.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        _check_bounds(key.tuple, self.shape)
+        if not isinstance(key, indexing.VectorizedIndexer):  # whose other keys the adapter breaks, such as [0:0:-1]
+            return self._read(key.tuple)
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Index, ...]) -> NDArray[Any]:
@@ -178,6 +200,13 @@ class _Guarded(BackendArray):
             raise TooLargeError(
                 f"{self._name}: would read {n_bytes / 1e9:.2f} GB at once, more than {allowed}; {remedy}"
             )
+
+
+def _check_bounds(key: tuple[Any, ...], shape: tuple[int, ...]) -> None:
+    """Refuse what is beyond an axis: of negative indices xarray has made positive ones, and would do so again."""
+    for axis, (index, size) in enumerate(zip(key, shape, strict=True)):
+        if not isinstance(index, slice) and ((np.asarray(index) < 0) | (np.asarray(index) >= size)).any():
+            raise IndexError(f"index is out of bounds for axis {axis} with size {size}")
 
 
 def _length(index: Index, size: int) -> int:
