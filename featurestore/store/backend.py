@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,7 @@ from featurestore import memory
 from featurestore.errors import ParameterError, StoreError, TooLargeError, brief, spelled
 from featurestore.paths import as_path
 from featurestore.store.layout import ROOT
+from featurestore.store.location import Location, ReadOnlyPath, StorageOptions, location, remedy
 from featurestore.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ _NOTICEABLE = 1 << 26
 
 _IS_TOKEN = "whether the sentence has a token here; beyond it all values are NaN"
 
+_AT_ONCE = 16
+"""Coordinates that are read at once where each takes its time to arrive."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,10 +44,10 @@ class FeatureStoreBackend(BackendEntrypoint):
     """Opens stores for xarray, as `open_store` does."""
 
     description = "Open feature stores of language-model activations"
-    open_dataset_parameters = ("filename_or_obj", "drop_variables", "max_bytes")
+    open_dataset_parameters = ("filename_or_obj", "drop_variables", "max_bytes", "storage_options")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Tell whether something is the path of a store, sound or not."""
+        """Tell whether something is the path of a store, sound or not; never of a URL, about which it would ask."""
         try:
             root = as_path(filename_or_obj) / ROOT
             return root.is_file() and b'"featurestore_schema"' in root.read_bytes()
@@ -55,16 +60,19 @@ class FeatureStoreBackend(BackendEntrypoint):
         *,
         drop_variables: str | Iterable[str] | None = None,
         max_bytes: float | None = None,
+        storage_options: StorageOptions | None = None,
     ) -> xr.Dataset:
-        """Label the arrays of a store, given by its path or by a `Snapshot` of it; see `open_store`."""
+        """Label the arrays of a store, given by its path or URL or by a `Snapshot` of it; see `open_store`."""
         if isinstance(filename_or_obj, Snapshot):
             snapshot = filename_or_obj
         else:
-            snapshot = Snapshot.read(as_path(filename_or_obj))
+            snapshot = Snapshot.read(location(filename_or_obj, storage_options))
             warn_if_incomplete(snapshot)
         variables = _variables(snapshot, _checked_limit(max_bytes))
         data = {name: variables.pop(name) for name in snapshot.data_arrays}
         ds = xr.Dataset(data, dict(sorted(variables.items())), snapshot.described)
+        if isinstance(snapshot.location, ReadOnlyPath):  # otherwise xarray notes it, but would with all of a URL
+            ds.encoding["source"] = str(snapshot.location)
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
         return ds.drop_vars(dropped, errors="ignore")
 
@@ -73,7 +81,7 @@ def warn_if_incomplete(snapshot: Snapshot) -> None:
     """Say so if a store does not have all its sentences yet."""
     if expected := snapshot.expected_sentences:
         found = f"{snapshot.sizes['sentence']} of {expected} sentences"
-        where = snapshot.path
+        where = snapshot.location
         logger.warning("%s is incomplete: %s; its ingest goes on, or was interrupted: run it again", where, found)
 
 
@@ -86,19 +94,27 @@ def _checked_limit(max_bytes: object) -> float | None:
 def _variables(snapshot: Snapshot, max_bytes: float | None) -> dict[str, xr.Variable]:
     """Label the arrays: those along one dim are read, the others lazy."""
     n_tokens = _checked_lengths(snapshot, snapshot.coord("n_tokens"))
+    flat = _flat_coords(snapshot) | {"n_tokens": n_tokens}
     variables = {}
     for name, metadata in snapshot.arrays.items():
         dims, encoding = metadata["dimension_names"], {}
-        data: Any = n_tokens
-        if "token" in dims[1:]:
+        data: Any = flat.get(name)
+        if data is None:
             encoding["preferred_chunks"] = _preferred_chunks(snapshot, name)
-            data = _lazy(snapshot.array(name, n_tokens), snapshot.path, name, max_bytes)
-        elif name != "n_tokens":
-            data = snapshot.coord(name)
+            data = _lazy(snapshot.array(name, n_tokens), snapshot.location, name, max_bytes)
         variables[name] = xr.Variable(dims, data, metadata["attributes"], encoding)
-    is_token = _lazy(_IsToken(n_tokens, variables["token"].values), snapshot.path, "is_token", max_bytes)
+    is_token = _lazy(_IsToken(n_tokens, variables["token"].values), snapshot.location, "is_token", max_bytes)
     variables["is_token"] = xr.Variable(("sentence", "token"), is_token, {"long_name": _IS_TOKEN})
     return variables
+
+
+def _flat_coords(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
+    """Read the other coordinates of one dim, at once where it is the way to them that takes long."""
+    names = [name for name, array in snapshot.arrays.items() if len(array["shape"]) == 1 and name != "n_tokens"]
+    if isinstance(snapshot.location, Path):
+        return {name: snapshot.coord(name) for name in names}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(snapshot.coord, names), strict=True))
 
 
 def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -106,7 +122,7 @@ def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray
     tokens = snapshot.sizes["token"]
     if n_tokens.size and not (n_tokens.min() >= 1 and n_tokens.max() == tokens):
         raise StoreError(
-            f"{snapshot.path}: n_tokens do not fit its {tokens} tokens: damaged; see `verify`, ingest into a new store"
+            f"{snapshot.location}: n_tokens do not fit its {tokens} tokens: damaged; {remedy(snapshot.location)}"
         )
     return n_tokens
 
@@ -141,7 +157,7 @@ class _IsToken:
         return is_token
 
 
-def _lazy(array: _Readable, store: Path, name: str, max_bytes: float | None) -> indexing.LazilyIndexedArray:
+def _lazy(array: _Readable, store: Location, name: str, max_bytes: float | None) -> indexing.LazilyIndexedArray:
     return indexing.LazilyIndexedArray(_Guarded(array, f"{store}: {name}", max_bytes))
 
 
