@@ -8,33 +8,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import FeatureStoreError, ParameterError, StoreError, StoreNotFoundError, brief, shown, spelled
 from featurestore.paths import PathLike, as_path, is_url, without_secrets
 from featurestore.store.layout import ROOT
+from featurestore.store.zipped import ZippedFiles
 
 if TYPE_CHECKING:
     from fsspec.asyn import AsyncFileSystem
-    from fsspec.implementations.zip import ZipFileSystem
     from fsspec.spec import AbstractFileSystem
 
 StorageOptions = Mapping[str, Any]
 """What fsspec needs to know to open a URL, such as credentials and an endpoint."""
 
-_ZIP_BLOCK = 1 << 18
-"""Bytes of a zip that are fetched at once, at least."""
-
 _LONGEST = 200
 _EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 _SHORTEST_SECRET = 4
-
-
-class Opened(NamedTuple):
-    """The file system of a store, which Zarr reads asynchronously, and the store's place in it."""
-
-    fs: AsyncFileSystem
-    root: str
 
 
 @dataclass(frozen=True)
@@ -102,8 +92,8 @@ class ReadOnlyPath:
         return ("" if self.url.partition("?")[0].endswith(".zip") else None), self.url
 
     @cached_property
-    def opened(self) -> Opened:
-        """Its file system. Once for all threads, as each would have connections of its own.
+    def opened(self) -> tuple[AsyncFileSystem | ZippedFiles, str]:
+        """Its file system, which Zarr reads asynchronously, and its place in it. Once for all threads, as each would have connections of its own.
 
         Raises
         ------
@@ -112,22 +102,18 @@ class ReadOnlyPath:
         StoreError
             If its package is not installed, or it refuses the options, or what should be a zip is none, or not there.
         """
-        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+        if not self.is_zip:
+            return self._connect(self.url.removesuffix(self.query))
+        files = self._zipped()
+        return files, self._folder(files.names)
 
-        if self.is_zip:
-            zipped = self._open_zip()
-            with self.errors():
-                return Opened(AsyncFileSystemWrapper(zipped, asynchronous=True), self._folder(zipped.zip.namelist()))
-        fs, root = self._connect(self.url.removesuffix(self.query), asynchronous=True)
-        return Opened(fs if fs.async_impl else AsyncFileSystemWrapper(fs, asynchronous=True), root)
-
-    def _open_zip(self) -> ZipFileSystem:
-        from fsspec.implementations.zip import ZipFileSystem
-
-        fs, path = self._connect(self._parts[1])
+    def _zipped(self) -> ZippedFiles:
+        url = self._parts[1]
         try:
             with self.errors():
-                return ZipFileSystem(fs.open(path, "rb", block_size=_ZIP_BLOCK, cache_type="blockcache"))
+                fs, path = self._file_system(url)
+                with fs.open(path, "rb") as directory:
+                    return ZippedFiles(*self._connect(url), directory)
         except FileNotFoundError:
             where = f"check the path, and where {spelled('storage_options')} lead"
             raise StoreNotFoundError(f"{self}: no such zip; {where}") from None
@@ -149,17 +135,23 @@ class ReadOnlyPath:
         from zarr.core.sync import sync
 
         try:
+            fs, path = self._connect(self._parts[1])
             if self.is_zip:
-                fs, path = self._connect(self._parts[1])
-                return int(fs.size(path))
+                return int(sync(fs._info(path))["size"])
             if self._is_http:  # which lists nothing
                 return None
-            files = sync(self.opened.fs._find(self.opened.root, detail=True))
-            return sum(int(file["size"]) for file in files.values())
+            return sum(int(file["size"]) for file in sync(fs._find(path, detail=True)).values())
         except Exception:  # whoever may read is not always one who may list
             return None
 
-    def _connect(self, url: str, **options: Any) -> tuple[AbstractFileSystem, str]:
+    def _connect(self, url: str) -> tuple[AsyncFileSystem, str]:
+        """Return the file system of a URL, for Zarr, and the place in it."""
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+        fs, path = self._file_system(url, asynchronous=True)
+        return (fs if fs.async_impl else AsyncFileSystemWrapper(fs, asynchronous=True)), path
+
+    def _file_system(self, url: str, **options: Any) -> tuple[AbstractFileSystem, str]:
         from fsspec import available_protocols
         from fsspec.core import url_to_fs
 
@@ -222,8 +214,10 @@ def location(path: PathLike | ReadOnlyPath, storage_options: StorageOptions | No
     if is_url(path) and not path.startswith("file:"):
         return ReadOnlyPath(path, options)
     if options:
-        raise ParameterError(f"{spelled('storage_options')}: expected a URL with it, found {brief(path)}; leave it out")
-    found = as_path(path.removeprefix("file://") if is_url(path) else path)
+        raise ParameterError(
+            f"{spelled('storage_options')}: expected a URL with it, found {brief(str(path))}; leave it out"
+        )
+    found = as_path(path.removeprefix("file://") if isinstance(path, str) else path)
     return ReadOnlyPath(str(found)) if found.suffix == ".zip" and found.is_file() else found
 
 
