@@ -40,7 +40,7 @@ def as_path(path: PathLike) -> Path:
     if not text:
         raise ParameterError("expected a path, found an empty text; write . for the working folder")
     if is_url(text):
-        readable = "of URLs only stores are read, by open_store, info, build, sweep and datasets"
+        readable = "stores are read from URLs, by open_store, info, build, sweep and datasets; all else needs a path"
         raise ParameterError(
             f"{shortened(without_secrets(text))}: expected a path of this machine, found a URL; {readable}"
         )

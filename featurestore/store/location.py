@@ -93,7 +93,9 @@ class ReadOnlyPath:
 
     @cached_property
     def opened(self) -> tuple[AsyncFileSystem | ZippedFiles, str]:
-        """Its file system, which Zarr reads asynchronously, and its place in it. Once for all threads, as each would have connections of its own.
+        """Its file system, which Zarr reads asynchronously, and its place in that.
+
+        Opened once for all threads, as each would have connections of its own.
 
         Raises
         ------
@@ -160,7 +162,10 @@ class ReadOnlyPath:
             raise ParameterError(f"{self}: expected a URL, found the protocol {protocol}, which fsspec does not know")
         try:
             with self.errors():
-                fs, path = url_to_fs(url, **{**self.options, **options})
+                own = {
+                    name: dict(value) if isinstance(value, Mapping) else value for name, value in self.options.items()
+                }
+                fs, path = url_to_fs(url, **{**own, **options})  # which writes into the options of a protocol
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
             remedy = f'pip install "featurestore[{extra}]"' if extra else shown(error)
@@ -216,6 +221,10 @@ def location(path: PathLike | ReadOnlyPath, storage_options: StorageOptions | No
     if options:
         raise ParameterError(
             f"{spelled('storage_options')}: expected a URL with it, found {brief(str(path))}; leave it out"
+        )
+    if isinstance(path, Path) and re.match("[a-z][a-z0-9+.-]+:/", str(path)) and not path.exists():
+        raise ParameterError(
+            f"{shown(path)}: expected a path or a URL, found what pathlib makes of one; write it as text"
         )
     found = as_path(path.removeprefix("file://") if isinstance(path, str) else path)
     return ReadOnlyPath(str(found)) if found.suffix == ".zip" and found.is_file() else found
