@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ from featurestore import memory
 from featurestore.errors import ParameterError, StoreError, TooLargeError, brief, spelled
 from featurestore.paths import as_path
 from featurestore.store.layout import ROOT
+from featurestore.store.location import ReadOnlyPath, StorageOptions, location, remedy
 from featurestore.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ _SHOWN_FIRST = ("label", "n_tokens", "text")
 
 _IS_TOKEN = "whether the sentence has a token here; beyond it all values are NaN"
 
+_AT_ONCE = 16
+"""Coordinates that are read at once where each takes its time to arrive."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,10 +50,10 @@ class FeatureStoreBackend(BackendEntrypoint):
     """Opens stores for xarray, as `open_store` does."""
 
     description = "Open feature stores of language-model activations"
-    open_dataset_parameters = ("filename_or_obj", "drop_variables", "max_bytes")
+    open_dataset_parameters = ("filename_or_obj", "drop_variables", "max_bytes", "storage_options")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Tell whether something is the path of a store, sound or not."""
+        """Tell whether something is the path of a store, sound or not; never of a URL, about which it would ask."""
         try:
             root = as_path(filename_or_obj) / ROOT
             return root.is_file() and b'"featurestore_schema"' in root.read_bytes()
@@ -60,12 +66,13 @@ class FeatureStoreBackend(BackendEntrypoint):
         *,
         drop_variables: str | Iterable[str] | None = None,
         max_bytes: float | None = None,
+        storage_options: StorageOptions | None = None,
     ) -> xr.Dataset:
-        """Label the arrays of a store, given by its path or by a `Snapshot` of it; see `open_store`."""
+        """Label the arrays of a store, given by its path or URL or by a `Snapshot` of it; see `open_store`."""
         if isinstance(filename_or_obj, Snapshot):
             snapshot = filename_or_obj
         else:
-            snapshot = Snapshot.read(as_path(filename_or_obj))
+            snapshot = Snapshot.read(location(filename_or_obj, storage_options))
             warn_if_incomplete(snapshot)
         dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
         variables = _variables(snapshot, _checked_limit(max_bytes), dropped)
@@ -73,6 +80,8 @@ class FeatureStoreBackend(BackendEntrypoint):
         coords = sorted(variables.items(), key=lambda item: (item[0] not in _SHOWN_FIRST, item[0]))
         ds = xr.Dataset(data, dict(coords), snapshot.described)
         ds.set_close(_close)
+        if isinstance(snapshot.location, ReadOnlyPath):  # otherwise xarray notes it, but would with all of a URL
+            ds.encoding["source"] = str(snapshot.location)
         return ds
 
 
@@ -84,7 +93,7 @@ def warn_if_incomplete(snapshot: Snapshot) -> None:
     """Say so if a store does not have all its sentences yet."""
     if expected := snapshot.expected_sentences:
         found = f"{snapshot.sizes['sentence']} of {expected} sentences"
-        where = snapshot.path
+        where = snapshot.location
         logger.warning("%s is incomplete: %s; its ingest goes on, or was interrupted: run it again", where, found)
 
 
@@ -100,26 +109,32 @@ def _variables(snapshot: Snapshot, max_bytes: float | None, dropped: set[str]) -
     chunks = _preferred_chunks(snapshot)
 
     def lazy(name: str, array: _Readable) -> indexing.LazilyIndexedArray:
-        return indexing.LazilyIndexedArray(_Guarded(array, f"{snapshot.path}: {name}", max_bytes))
+        return indexing.LazilyIndexedArray(_Guarded(array, f"{snapshot.location}: {name}", max_bytes))
 
-    found: dict[str, tuple[Sequence[str], Any, dict[str, Any]]] = {}
-    for name, metadata in snapshot.arrays.items():
-        if name in dropped:
-            continue
-        dims: list[str] = metadata["dimension_names"]
-        if "token" in dims[1:]:
-            data: Any = lazy(name, snapshot.array(name, n_tokens))
-        else:
-            data = n_tokens.copy() if name == "n_tokens" else snapshot.coord(name)  # as users may change it
-        found[name] = dims, data, metadata["attributes"]
+    flat = {name for name, one in snapshot.arrays.items() if len(one["shape"]) == 1}
+    data: dict[str, Any] = {"n_tokens": n_tokens.copy()}  # as users may change it
+    data |= _coords(snapshot, flat - {*data, *dropped})
+    for name in snapshot.arrays.keys() - flat - dropped:
+        data[name] = lazy(name, snapshot.array(name, n_tokens))
+    described = {name: (one["dimension_names"], one["attributes"]) for name, one in snapshot.arrays.items()}
     if "is_token" not in dropped:
-        is_token = lazy("is_token", _IsToken(n_tokens, snapshot.sizes["token"]))
-        found["is_token"] = ("sentence", "token"), is_token, {"long_name": _IS_TOKEN}
+        data["is_token"] = lazy("is_token", _IsToken(n_tokens, snapshot.sizes["token"]))
+        described["is_token"] = ("sentence", "token"), {"long_name": _IS_TOKEN}
 
-    def encoding(dims: Sequence[str]) -> dict[str, Any]:
-        return {"preferred_chunks": {dim: chunks[dim] for dim in dims if dim in chunks}}
+    def variable(name: str) -> xr.Variable:
+        dims, attributes = described[name]
+        encoding = {"preferred_chunks": {dim: chunks[dim] for dim in dims if dim in chunks}}
+        return xr.Variable(dims, data[name], attributes, encoding)
 
-    return {name: xr.Variable(dims, data, attrs, encoding(dims)) for name, (dims, data, attrs) in found.items()}
+    return {name: variable(name) for name in described if name in data and name not in dropped}
+
+
+def _coords(snapshot: Snapshot, names: set[str]) -> dict[str, NDArray[Any]]:
+    """Read coordinates, at once where it is the way to them that takes long."""
+    if isinstance(snapshot.location, Path):
+        return {name: snapshot.coord(name) for name in names}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(snapshot.coord, names), strict=True))
 
 
 def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -127,7 +142,7 @@ def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray
     tokens = snapshot.sizes["token"]
     if n_tokens.size and not (n_tokens.min() >= 1 and n_tokens.max() == tokens):
         raise StoreError(
-            f"{snapshot.path}: n_tokens do not fit its {tokens} tokens: damaged; see `verify`, ingest into a new store"
+            f"{snapshot.location}: n_tokens do not fit its {tokens} tokens: damaged; {remedy(snapshot.location)}"
         )
     return n_tokens
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import ParameterError, brief, some
-from featurestore.paths import PathLike, as_path
+from featurestore.paths import PathLike
+from featurestore.store.location import ReadOnlyPath, StorageOptions, location
 from featurestore.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
     Chunks = int | str | Mapping[Any, Any] | None
 
 
-def open_store(path: PathLike, *, chunks: Chunks = None, max_bytes: float | None = None) -> xr.Dataset:
+def open_store(
+    path: PathLike | ReadOnlyPath,
+    *,
+    chunks: Chunks = None,
+    max_bytes: float | None = None,
+    storage_options: StorageOptions | None = None,
+) -> xr.Dataset:
     """Open a store as one labelled, lazy dataset; warn if its ingest is not complete.
 
     The same as ``xr.open_dataset(path, engine="featurestore")``, which takes the same options, but for coordinates with
@@ -26,14 +33,17 @@ def open_store(path: PathLike, *, chunks: Chunks = None, max_bytes: float | None
     Parameters
     ----------
     path : str or PathLike
-        The store.
+        The store: a folder, a zip of it, or a URL that fsspec reads, such as ``s3://bucket/dishonesty.zarr``.
     chunks : int, dict, "auto", optional
         By default xarray's own lazy indexing: selections are composed, and what they leave is read when its values are
         needed, at once and into memory. With chunks the variables are dask arrays, so that more than the memory holds
-        can be reduced chunk by chunk: ``{}`` for chunks that suit the store (1,024 sentences at one token and layer),
+        can be reduced chunk by chunk: ``{}`` for chunks that suit the store (many sentences at one token and layer),
         others as of `xarray.open_dataset`, which warns of those that do not fit these.
     max_bytes : float, optional
         What one selection, or one chunk, may read into memory; by default half of the memory that is available.
+    storage_options : mapping, optional
+        What fsspec needs to open a URL, such as credentials; by default it finds them in its configuration or the
+        environment.
 
     Returns
     -------
@@ -58,9 +68,11 @@ def open_store(path: PathLike, *, chunks: Chunks = None, max_bytes: float | None
     StoreNotFoundError
         If there is nothing at `path`.
     StoreError
-        If it is something else, foreign, damaged, or of another schema; also later, when damaged values are read.
+        If it is something else, foreign, damaged, or of another schema, or cannot be reached; also later, when values
+        are read.
     ParameterError
-        If an option is no such thing.
+        If `path` is a URL of an unknown protocol, there are `storage_options` without a URL, or `chunks` or `max_bytes`
+        are no such thing.
     TooLargeError
         Later, when a selection would read more than `max_bytes`.
 
@@ -72,7 +84,7 @@ def open_store(path: PathLike, *, chunks: Chunks = None, max_bytes: float | None
     """
     from featurestore.store.backend import warn_if_incomplete
 
-    snapshot = Snapshot.read(as_path(path))
+    snapshot = Snapshot.read(location(path, storage_options))
     warn_if_incomplete(snapshot)
     return labelled(snapshot, chunks=chunks, max_bytes=max_bytes)
 
