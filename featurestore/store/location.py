@@ -154,22 +154,20 @@ class ReadOnlyPath:
         return (fs if fs.async_impl else AsyncFileSystemWrapper(fs, asynchronous=True)), path
 
     def _file_system(self, url: str, **options: Any) -> tuple[AbstractFileSystem, str]:
-        from fsspec import available_protocols
-        from fsspec.core import url_to_fs
+        from fsspec import available_protocols, get_filesystem_class, url_to_fs
 
         protocol = re.split("::|://", url)[0] if is_url(url) else "file"
         if protocol not in available_protocols():
             raise ParameterError(f"{self}: expected a URL, found the protocol {protocol}, which fsspec does not know")
         try:
-            with self.errors():
-                own = {
-                    name: dict(value) if isinstance(value, Mapping) else value for name, value in self.options.items()
-                }
-                fs, path = url_to_fs(url, **{**own, **options})  # which writes into the options of a protocol
+            get_filesystem_class(protocol)
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
             remedy = f'pip install "featurestore[{extra}]"' if extra else shown(error)
             raise StoreError(f"{self}: cannot be read without another package; {remedy}") from None
+        own = {name: dict(value) if isinstance(value, Mapping) else value for name, value in self.options.items()}
+        with self.errors():
+            fs, path = url_to_fs(url, **{**own, **options})  # which writes into the options of a protocol
         return fs, str(path)
 
     @contextmanager
@@ -177,7 +175,7 @@ class ReadOnlyPath:
         """Make one clear error of whatever a file system raises, apart from what is just not there."""
         try:
             yield
-        except (FeatureStoreError, ImportError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except (FeatureStoreError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise
         except Exception as error:  # each protocol has its own
             found = self._without_secrets(" ".join(str(error).split()) or type(error).__name__)[:_LONGEST]

@@ -296,6 +296,32 @@ def test_a_missing_object_is_an_error(original: Path, memory: Callable[..., str]
         fs.rm("/own", recursive=True)
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError("x"), "is missing"),
+        (OSError("cut"), r"cannot be read \(cut\)"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_an_object_that_goes_away_between_its_index_and_a_chunk(
+    memory: Callable[..., str], monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    url = memory("s.zarr")
+    read = MemoryFileSystem.cat_file
+
+    def cat_file(self: Any, path: str, start: int | None = None, end: int | None = None, **options: Any) -> Any:
+        if end is not None:
+            raise error
+        return read(self, path, start, end, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    ds = featurestore.open_store(url)
+    with pytest.raises(featurestore.StoreError, match=words) as caught:
+        ds.hidden_states.sel(layer=5, token=-1).load()
+    assert str(caught.value).startswith("memory://own/s.zarr: ")
+
+
 def test_a_missing_object_of_s3_is_an_error(original: Path, endpoint: str) -> None:
     options = options_of(endpoint)
     s3 = fsspec.filesystem("s3", **options)
