@@ -11,7 +11,7 @@ from featurestore.explore.active_values import active_values
 from featurestore.measures.measured import measured
 from featurestore.measures.significance import q_values
 from featurestore.ranges import integer
-from featurestore.schema import ACTIVATIONS, FINAL_TOKEN, Progress
+from featurestore.schema import ACTIVATIONS, FINAL_TOKEN, TOKENS, Progress
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -111,7 +111,7 @@ def features(
     >>> found.pearson.sel(layer=15, feature=1022).item()  # doctest: +SKIP
     -0.808...
     """
-    if tokens not in ("final", "any"):
+    if tokens not in TOKENS:
         raise ParameterError(f"{spelled('tokens')}: expected 'final' or 'any', found {brief(tokens)}")
     permutations, seed = _count("permutations", permutations), _count("seed", seed)
     array, dim = _activations(ds)
@@ -132,8 +132,9 @@ def features(
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]} | {"chance": chance}
 
     saes = [measured_sae(position) for position in range(array.sizes.get(dim, 1))]
-    values = {name: np.stack([sae[name] for sae in saes]) for name in saes[0]}
+    values: dict[str, NDArray[Any]] = {name: np.stack([sae[name] for sae in saes]) for name in saes[0]}
     values |= {"q": q_values(values["p"]), "chance": np.fmax.reduce(values["chance"])}
+    values["active"] = values["active"].astype(np.int64)
     attributes = {
         "tokens": tokens,
         "sentences": np.count_nonzero(counted),
@@ -159,7 +160,9 @@ def _activations(ds: xr.Dataset) -> tuple[xr.DataArray, str]:
     array = ds[ACTIVATIONS]
     dim = "sae" if "sae_layer" in array.coords else "layer"
     if unknown := [str(name) for name in array.dims if name not in ("sentence", "token", dim, "feature")]:
-        raise SelectionError(f"has activations along {', '.join(unknown)}, which is no dim of a store; select by it first")
+        raise SelectionError(
+            f"has activations along {', '.join(unknown)}, which is no dim of a store; select by it first"
+        )
     return array, dim
 
 
@@ -171,7 +174,9 @@ def _token_positions(array: xr.DataArray, tokens: str) -> list[int]:
         return [*range(array.sizes["token"])]
     found: list[int] = np.flatnonzero(array["token"].values == FINAL_TOKEN).tolist()
     if not found:
-        raise SelectionError(f"has no final token, -1, in the selection; select it, or choose {spelled('tokens', 'any')}")
+        raise SelectionError(
+            f"has no final token, -1, in the selection; select it, or choose {spelled('tokens', 'any')}"
+        )
     return found
 
 
