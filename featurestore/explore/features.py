@@ -187,8 +187,8 @@ def _sentences(ds: xr.Dataset, token_positions: list[int]) -> tuple[NDArray[np.b
     if "n_nonfinite" in ds.coords:
         counted &= ds["n_nonfinite"].values == 0
     if "is_token" in ds.coords:
-        is_token = ds["is_token"].isel(token=token_positions, missing_dims="ignore").values
-        counted &= is_token.reshape(n, -1).any(axis=1)
+        is_token = ds["is_token"].isel(token=token_positions, missing_dims="ignore")
+        counted &= is_token.any([dim for dim in is_token.dims if dim == "token"]).values
     if not counted.any():
         raise SelectionError("has no sentence of finite values with such a token, so no feature can be measured")
     labels = np.full(n, np.nan)
