@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         StrategyError,
         TooLargeError,
     )
+    from featurestore.explore.features import features
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.store.checks import Problem
     from featurestore.store.info import info
@@ -51,6 +52,7 @@ _HOMES = {
         "StrategyError",
         "TooLargeError",
     ],
+    "explore.features": ["features"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
@@ -85,6 +87,7 @@ __all__ = [
     "TooLargeError",
     "__version__",
     "build",
+    "features",
     "info",
     "ingest",
     "list_datasets",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("featurestore")
 
-UNITS = {"sweep": "MB"}
+UNITS = {"sweep": "MB", "features": "sentences"}
 """What the stages of long work count, where it is not files."""
 
 
