@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         StrategyError,
         TooLargeError,
     )
+    from featurestore.explore.show import show
+    from featurestore.explore.tokens import l0, onset, top_tokens, trajectory
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.store.checks import Problem
     from featurestore.store.info import info
@@ -51,6 +53,8 @@ _HOMES = {
         "StrategyError",
         "TooLargeError",
     ],
+    "explore.show": ["show"],
+    "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
@@ -87,13 +91,18 @@ __all__ = [
     "build",
     "info",
     "ingest",
+    "l0",
     "list_datasets",
     "list_strategies",
     "load_dataset",
     "load_plugin",
+    "onset",
     "open_store",
+    "show",
     "strategy",
     "sweep",
+    "top_tokens",
+    "trajectory",
     "verify",
 ]
 

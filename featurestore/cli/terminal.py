@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
-from featurestore.errors import FeatureStoreError, ParameterError, shown, speaking
+from featurestore.errors import FeatureStoreError, ParameterError, SelectionError, shown, speaking
 from featurestore.paths import as_path
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("featurestore")
 
-UNITS = {"sweep": "MB"}
+UNITS = {"sweep": "MB", "reading sentences": "sentences"}
 """What the stages of long work count, where it is not files."""
 
 
@@ -69,6 +69,15 @@ def _boundary() -> Iterator[None]:
         click.echo("\nInterrupted: nothing is half-written. Run the same command again: an ingest goes on", err=True)
         click.echo("after the last batch that it committed, a sweep after the last dataset.", err=True)
         raise click.exceptions.Exit(130) from error
+
+
+@contextmanager
+def about(store: Path) -> Iterator[None]:
+    """Say which store lacks what is asked for."""
+    try:
+        yield
+    except SelectionError as error:
+        raise SelectionError(f"{store}: {error}") from None
 
 
 _REMEDIES = {
@@ -168,10 +177,18 @@ def _standard_streams() -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-def say(text: str) -> None:
-    """Print what a command has done or found, which stays done if this cannot be printed."""
+def in_colour() -> bool:
+    """Tell whether standard output shows colours: it is a terminal, and its user wants them (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def say(text: str, *, safe: bool = False) -> None:
+    """Print what a command has done or found, which stays done if this cannot be printed.
+
+    Text is made safe for the terminal unless it is already, and has colours.
+    """
     try:
-        click.echo(plain(text))
+        click.echo(text if safe else plain(text))
     except click.ClickException as error:
         lost = "all that the command was to write is written, only its report is lost"
         raise click.ClickException(f"{error.message}; {lost}") from error

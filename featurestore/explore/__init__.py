@@ -1,0 +1,1 @@
+"""Looking at a store: its features, one feature, its tokens."""
