@@ -24,7 +24,7 @@ _TINT, _MOST_OPAQUE = "200 80 0", 0.6
 _BEFORE, _AFTER = 40, 20
 """Tokens around the strongest one that are shown of a long sentence."""
 
-_LEFT_OUT = " ... "
+_LEFT_OUT = "..."
 
 Tokens = Sequence[str]
 Values = Sequence[float]
@@ -38,8 +38,8 @@ def number(value: float) -> str:
 def plain(tokens: Tokens, values: Values, high: float) -> str:
     """Put active tokens into brackets, those of at least half of `high` into double ones."""
     return _joined(
-        _bracketed(token, 2 if share >= 0.5 else 1) if share > 0 else token
-        for token, share, _ in _shares(tokens, values, high)
+        _bracketed(token, 2 if share >= 0.5 else 1) if value > 0 else token
+        for token, share, value in _shares(tokens, values, high)
     )
 
 
@@ -52,16 +52,16 @@ def coloured(tokens: Tokens, values: Values, high: float) -> str:
     """Colour active tokens for a terminal of 256 colours: the stronger, the darker."""
     return _joined(
         click.style(token, fg=_BLACK, bg=_SHADES[min(int(share * len(_SHADES)), len(_SHADES) - 1)])
-        if share > 0
+        if value > 0
         else token
-        for token, share, _ in _shares(tokens, values, high)
+        for token, share, value in _shares(tokens, values, high)
     )
 
 
 def as_html(tokens: Tokens, values: Values, high: float) -> str:
     """Tint active tokens, with their activation as the title; those of at least half of `high` are bold, too."""
     return _joined(
-        _span(html.escape(token), share, value) if share > 0 else html.escape(token)
+        _span(html.escape(token), share, value) if value > 0 else html.escape(token)
         for token, share, value in _shares(tokens, values, high)
     )
 
@@ -79,7 +79,7 @@ def _shares(tokens: Tokens, values: Values, high: float) -> Iterator[tuple[str, 
     if start > 0:
         yield _LEFT_OUT, 0, 0
     for token, value in zip(tokens[start:stop], values[start:stop], strict=True):
-        yield shown(token), min(value / high, 1) if value > 0 else 0, value
+        yield shown(token), 1 if value >= high else value / high, value
     if stop < len(tokens):
         yield _LEFT_OUT, 0, 0
 
