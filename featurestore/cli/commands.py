@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from featurestore.cli import options
-from featurestore.cli.terminal import Boundary, Echo, Progress, UserPath, about, in_colour, logger, say, verbosity
-from featurestore.errors import ParameterError
+from featurestore.cli.terminal import Boundary, Echo, Progress, UserPath, in_colour, logger, say, verbosity
+from featurestore.errors import ParameterError, lacking
 from featurestore.schema import ATTRIBUTES, DATASETS, NORMALIZATIONS, STORES, __version__
 from featurestore.strategies import registry
 
@@ -211,7 +211,7 @@ def show(store: Path, layer: int, feature: int, average_l0: float | None, top: i
     from featurestore.explore import show as showing
     from featurestore.store.reading import open_store
 
-    with Progress() as progress, about(store):
+    with Progress() as progress, lacking(store):
         view = showing.show(open_store(store), layer, feature, top, average_l0, progress=progress)
     say(view.coloured() if in_colour() else str(view), safe=True)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
-from featurestore.errors import FeatureStoreError, ParameterError, SelectionError, shown, speaking
+from featurestore.errors import FeatureStoreError, ParameterError, shown, speaking
 from featurestore.paths import as_path
 
 if TYPE_CHECKING:
@@ -69,15 +69,6 @@ def _boundary() -> Iterator[None]:
         click.echo("\nInterrupted: nothing is half-written. Run the same command again: an ingest goes on", err=True)
         click.echo("after the last batch that it committed, a sweep after the last dataset.", err=True)
         raise click.exceptions.Exit(130) from error
-
-
-@contextmanager
-def about(store: Path) -> Iterator[None]:
-    """Say which store lacks what is asked for."""
-    try:
-        yield
-    except SelectionError as error:
-        raise SelectionError(f"{store}: {error}") from None
 
 
 _REMEDIES = {

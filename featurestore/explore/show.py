@@ -10,7 +10,7 @@ import numpy as np
 
 from featurestore.errors import SelectionError
 from featurestore.explore.neuronpedia import link
-from featurestore.explore.tokens import check_top, first_above, of_words, trajectory
+from featurestore.explore.tokens import checked_top, first_above, of_words, trajectory
 from featurestore.explore.view import Example, FeatureView, LabelSummary
 from featurestore.schema import Progress
 from featurestore.store.backend import SENTENCES_PER_CHUNK
@@ -61,16 +61,16 @@ def show(
     ParameterError
         If an argument is no number, or `ds` no dataset.
     """
-    check_top(top)
+    top = checked_top(top)
     along = _read(of_words(trajectory(ds, layer, feature, average_l0)), progress)
     strongest = along.max("token").values  # NaN without a word
     onsets = first_above(along, 0).values
     active = np.flatnonzero(strongest > 0)
     best = active[np.argsort(-strongest[active], kind="stable")][:top]
-    nominal = along["average_l0"].item()
+    layer, feature, nominal = (along[name].item() for name in ("layer", "feature", "average_l0"))
     return FeatureView(
-        layer=int(layer),
-        feature=int(feature),
+        layer=layer,
+        feature=feature,
         average_l0=nominal,
         sentences=len(strongest),
         active=len(active),
@@ -78,7 +78,7 @@ def show(
         onsets=_spread(onsets[active]),
         labels=tuple(_labels(_labels_of(along), strongest)),
         examples=tuple(_examples(along, best, strongest, onsets)),
-        link=link(ds.attrs, int(layer), int(feature), nominal, alone=sae_dim(ds) == "layer"),
+        link=link(ds.attrs, layer, feature, nominal, alone=sae_dim(ds) == "layer"),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 import xarray as xr
 
 from featurestore.errors import ParameterError, SelectionError, brief, shortened, spelled
-from featurestore.ranges import format_numbers
+from featurestore.ranges import format_numbers, integer
 from featurestore.schema import ACTIVATIONS
 from featurestore.strategies import sae_dim, sae_layers, sae_position
 
@@ -52,9 +52,10 @@ def trajectory(ds: xr.Dataset, layer: int, feature: int, average_l0: float | Non
     ('sentence', 'token')
     """
     activations = _activations(ds)
-    position = sae_position(ds, _whole("layer", layer), average_l0)
+    layer, feature = integer(spelled("layer"), layer), integer(spelled("feature"), feature)
+    position = sae_position(ds, layer, average_l0)
     known = activations.get_index("feature")
-    if _whole("feature", feature) not in known:
+    if feature not in known:
         choices = shortened(format_numbers(tuple(known.tolist())))
         raise SelectionError(f"has no feature {feature}: choose from {choices}")
     selected = activations.isel({sae_dim(ds): position, "feature": known.get_loc(feature)})
@@ -114,7 +115,7 @@ def top_tokens(ds: xr.Dataset, layer: int, feature: int, top: int = 10, average_
     SelectionError, ParameterError
         As `trajectory`.
     """
-    check_top(top)
+    top = checked_top(top)
     along = trajectory(ds, layer, feature, average_l0)
     values = of_words(along).values
     order = np.argsort(-values, axis=None, kind="stable")  # NaN last
@@ -165,16 +166,12 @@ def first_above(along: xr.DataArray, threshold: float) -> xr.DataArray:
     return along["token"].where(along > threshold).min("token").rename("onset")
 
 
-def check_top(top: object) -> None:
-    """Raise ParameterError if `top` is no number of things to show."""
-    if _whole("top", top) < 1:
-        raise ParameterError(f"{spelled('top')}: expected at least 1, found {top}")
-
-
-def _whole(name: str, value: object) -> int:
-    if not isinstance(value, Integral):
-        raise ParameterError(f"{spelled(name)}: expected an integer, found {brief(value)}")
-    return int(value)
+def checked_top(top: object) -> int:
+    """Return how many are to be shown; ParameterError if `top` is no such number."""
+    number = integer(spelled("top"), top)
+    if number < 1:
+        raise ParameterError(f"{spelled('top')}: expected at least 1, found {number}")
+    return number
 
 
 def _activations(ds: xr.Dataset) -> xr.DataArray:
