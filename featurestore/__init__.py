@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         StrategyError,
         TooLargeError,
     )
+    from featurestore.explore.features import features
     from featurestore.explore.show import show
     from featurestore.explore.tokens import l0, onset, top_tokens, trajectory
     from featurestore.recipes.sweep import Sweep, sweep
@@ -53,6 +54,7 @@ _HOMES = {
         "StrategyError",
         "TooLargeError",
     ],
+    "explore.features": ["features"],
     "explore.show": ["show"],
     "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
     "store.ingest": ["ingest"],
@@ -89,6 +91,7 @@ __all__ = [
     "TooLargeError",
     "__version__",
     "build",
+    "features",
     "info",
     "ingest",
     "l0",

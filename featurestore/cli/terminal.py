@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("featurestore")
 
-UNITS = {"sweep": "MB", "reading sentences": "sentences"}
+UNITS = {"sweep": "MB", "features": "sentences", "reading sentences": "sentences"}
 """What the stages of long work count, where it is not files."""
 
 
