@@ -76,7 +76,7 @@ class Example:
     activations: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FeatureView:
     """What there is to see of one feature; printed as text, and shown by notebooks as HTML.
 
@@ -113,6 +113,8 @@ class FeatureView:
 
     def __str__(self) -> str:
         return self._text(highlight.plain)
+
+    __repr__ = __str__
 
     def coloured(self) -> str:
         """Return the text with its tokens coloured for a terminal, which no token can drive."""

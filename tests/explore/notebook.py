@@ -1,10 +1,15 @@
-"""The notebook of the examples, executed: ``uv run --group test python -m tests.explore.notebook`` writes its outputs."""
+"""The notebook of the examples, executed.
+
+``uv run --group test python -m tests.explore.notebook`` writes its outputs into it.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 from nbclient import NotebookClient
@@ -18,12 +23,13 @@ def executed(folder: Path) -> nbformat.NotebookNode:
     shutil.copytree(EXAMPLES, folder / "examples", ignore=shutil.ignore_patterns(".*"))
     notebook = nbformat.read(NOTEBOOK, 4)
     resources = {"metadata": {"path": str(folder / "examples")}}
-    client = NotebookClient(notebook, timeout=120, kernel_name="python3", record_timing=False, resources=resources)
-    return client.execute()
+    homes = {"JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "IPYTHONDIR": str(folder / "ipython")}
+    with patch.dict(os.environ, homes):
+        return NotebookClient(notebook, timeout=120, record_timing=False, resources=resources).execute()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         done = executed(Path(folder))
-    done.metadata = {name: done.metadata[name] for name in ("kernelspec",)}
+    done.metadata = {"kernelspec": done.metadata["kernelspec"]}  # and not which version of Python it was
     NOTEBOOK.write_text(nbformat.writes(done) + "\n")
