@@ -21,7 +21,7 @@ _WIDEST = 20
 _LEGEND: dict[Highlight, str] = {
     highlight.plain: "[active], [[at least half of the maximum]]",
     highlight.coloured: "the darker, the stronger",
-    highlight.as_html: "the darker, the stronger; bold from half of the maximum",
+    highlight.as_html: "the more colour, the stronger; bold from half of the maximum",
 }
 
 
@@ -123,7 +123,7 @@ class FeatureView:
     def _repr_html_(self) -> str:
         lines = [html.escape(line) for line in self._summary()]
         if self.link:
-            lines.append('<a href="{0}">{0}</a>'.format(html.escape(self.link)))
+            lines.append('<a href="{0}" style="color:inherit">{0}</a>'.format(html.escape(self.link)))
         tables = [_html_table(rows) for rows in self._tables(highlight.as_html)]
         return f"<div><p>{'<br>'.join(lines)}</p>{''.join(tables)}</div>"
 
