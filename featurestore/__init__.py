@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         TooLargeError,
     )
     from featurestore.explore.features import features
+    from featurestore.explore.show import show
+    from featurestore.explore.tokens import l0, onset, top_tokens, trajectory
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.store.checks import Problem
     from featurestore.store.info import info
@@ -53,6 +55,8 @@ _HOMES = {
         "TooLargeError",
     ],
     "explore.features": ["features"],
+    "explore.show": ["show"],
+    "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
@@ -90,13 +94,18 @@ __all__ = [
     "features",
     "info",
     "ingest",
+    "l0",
     "list_datasets",
     "list_strategies",
     "load_dataset",
     "load_plugin",
+    "onset",
     "open_store",
+    "show",
     "strategy",
     "sweep",
+    "top_tokens",
+    "trajectory",
     "verify",
 ]
 

@@ -74,7 +74,7 @@ def test_every_error_is_in_the_tree_and_a_builtins_subclass() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["build", "--help"], ["ingest", "-h"], ["info", "-h"], ["features", "-h"]]
+    "command", [["--help"], ["build", "--help"], ["ingest", "-h"], ["info", "-h"], ["features", "-h"], ["show", "-h"]]
 )
 def test_help_needs_none_of_the_heavy_libraries(command: list[str]) -> None:
     code = (

@@ -1,1 +1,1 @@
-"""Looking at what is in a store: features one by one and all together."""
+"""Looking at a store: its features, one feature, its tokens."""
