@@ -15,6 +15,7 @@ from featurestore.store.backend import SENTENCES_PER_CHUNK
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpy.typing import NDArray
 
 _ROWS = 256
 """Sentences that are read at once: fewer cost more in xarray, more are slower to be given memory."""
@@ -25,7 +26,9 @@ _MOST = 1 << 23
 """Active values that are held at once, at 12 bytes each."""
 
 
-def active_values(array: xr.DataArray, tokens: Sequence[int], read: Callable[[int], None]) -> Iterator[Active]:
+def active_values(
+    array: xr.DataArray, tokens: Sequence[int], left_out: NDArray[np.bool_] | None, read: Callable[[int], None]
+) -> Iterator[Active]:
     """Read all activations: some features after the others, if too many are active to be held at once.
 
     Parameters
@@ -34,6 +37,8 @@ def active_values(array: xr.DataArray, tokens: Sequence[int], read: Callable[[in
         Lazy, or not. A dim that is missing has one position.
     tokens : sequence of int
         Positions. Of several, each sentence's largest activation counts, and NaN does not.
+    left_out : ndarray, (sentence, token) bool, optional
+        Which of these do not count either.
     read : callable
         Called with the number of sentences that have been read, block by block, in the first pass.
 
@@ -46,7 +51,7 @@ def active_values(array: xr.DataArray, tokens: Sequence[int], read: Callable[[in
     first_pass = True
     while todo:
         part, blocks, held = todo.pop(), list[Active](), 0
-        for block in _blocks(array, tokens, part):
+        for block in _blocks(array, tokens, left_out, part):
             blocks.append(block.of_first(len(part)))
             held += len(blocks[-1].values)
             while held > _MOST and len(part) > 1:
@@ -61,24 +66,32 @@ def active_values(array: xr.DataArray, tokens: Sequence[int], read: Callable[[in
         yield Active.joined(blocks)
 
 
-def _blocks(array: xr.DataArray, tokens: Sequence[int], features: range) -> Iterator[Active]:
+def _blocks(
+    array: xr.DataArray, tokens: Sequence[int], left_out: NDArray[np.bool_] | None, features: range
+) -> Iterator[Active]:
     """Read some features, block by block of the sentences; the next blocks are under way."""
     n, step = array.sizes.get("sentence", 1), SENTENCES_PER_CHUNK if array.chunks else _ROWS
     with ThreadPoolExecutor(_READERS) as pool:
         for starts in batched(range(0, n, step), 2 * _READERS):
             rows = [slice(start, min(n, start + step)) for start in starts]
-            futures = [pool.submit(copy_context().run, _block, array, part, tokens, features) for part in rows]
+            futures = [
+                pool.submit(copy_context().run, _block, array, part, tokens, left_out, features) for part in rows
+            ]
             for future in futures:
                 yield future.result()
 
 
-def _block(array: xr.DataArray, rows: slice, tokens: Sequence[int], features: range) -> Active:
+def _block(
+    array: xr.DataArray, rows: slice, tokens: Sequence[int], left_out: NDArray[np.bool_] | None, features: range
+) -> Active:
     shape = rows.stop - rows.start, len(features)
     positions = {"sentence": rows, "feature": slice(features.start, features.stop)}
     largest = None
-    for token in tokens:
+    for number, token in enumerate(tokens):
         part = array.isel(positions | {"token": token}, missing_dims="ignore")
         values = part.transpose("sentence", "feature", missing_dims="ignore").values.reshape(shape)
+        if left_out is not None:
+            values = np.where(left_out[rows, number, np.newaxis], values.dtype.type(np.nan), values)
         largest = values if largest is None else np.fmax(largest, values)
     assert largest is not None
     return Active.of(largest)

@@ -57,7 +57,8 @@ def features(
     ds : xarray.Dataset
         An open store, or a selection of it, such as ``ds.sel(layer=[12])`` or ``ds.isel(sentence=train)``.
     tokens : {"final", "any"}
-        At the final token, or the maximum over all tokens of the sentence. Where one token was selected, it is that.
+        At the final token, or the maximum over all tokens of the sentence but special ones, such as a BOS. Where one
+        token was selected, it is that.
     permutations : int
         How often the labels are permuted, to see how strong the best correlation would be by chance.
     seed : int
@@ -118,7 +119,8 @@ def features(
     permutations, seed = _count("permutations", permutations), _count("seed", seed)
     array, dim = _activations(ds)
     token_positions = _token_positions(array, tokens)
-    counted, labels = _sentences(ds, token_positions)
+    special = _special(ds, token_positions) if tokens == "any" else None
+    counted, labels = _sentences(ds, token_positions, special)
     total, done = array.sizes.get(dim, 1) * len(labels), 0
 
     def read(rows: int) -> None:
@@ -128,7 +130,7 @@ def features(
 
     def measured_sae(position: int) -> dict[str, Array]:
         of_sae = array.isel({dim: position}, missing_dims="ignore")
-        parts = active_values(of_sae, token_positions, read)
+        parts = active_values(of_sae, token_positions, special, read)
         found = [_measured(active, counted, labels, permutations, seed) for active in parts]
         chance = np.fmax.reduce([part.pop("chance") for part in found])
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]} | {"chance": chance}
@@ -184,15 +186,31 @@ def _token_positions(array: xr.DataArray, tokens: str) -> list[int]:
     return found
 
 
-def _sentences(ds: xr.Dataset, token_positions: list[int]) -> tuple[NDArray[np.bool_], Array]:
+def _special(ds: xr.Dataset, token_positions: list[int]) -> NDArray[np.bool_] | None:
+    """Return which of these tokens are special, (sentence, token); None if there is none, or but one token."""
+    if "is_special" not in ds.coords or "token" not in ds["is_special"].dims:
+        return None
+    special = ds["is_special"].isel(token=token_positions).transpose(..., "token").values
+    values: NDArray[np.bool_] = special.reshape(-1, len(token_positions)).astype(bool)
+    return values if values.any() else None
+
+
+def _sentences(
+    ds: xr.Dataset, token_positions: list[int], special: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.bool_], Array]:
     """Return which sentences count, and the label of each, NaN without one."""
     n = ds.sizes.get("sentence", 1)
     counted = np.ones(n, bool)
     if "n_nonfinite" in ds.coords:
         counted &= ds["n_nonfinite"].values == 0
     if "is_token" in ds.coords:
-        is_token = ds["is_token"].isel(token=token_positions, missing_dims="ignore")
-        counted &= is_token.any([dim for dim in is_token.dims if dim == "token"]).values
+        is_token = (
+            ds["is_token"]
+            .isel(token=token_positions, missing_dims="ignore")
+            .transpose("sentence", ..., missing_dims="ignore")
+        )
+        words = is_token.values.reshape(n, -1)
+        counted &= (words if special is None else words & ~special).any(axis=1)
     if not counted.any():
         raise SelectionError("has no sentence of finite values with such a token, so no feature can be measured")
     labels = np.full(n, np.nan)

@@ -149,6 +149,9 @@ def test_special_tokens_are_no_onset_and_no_example(tmp_path: Path) -> None:
     assert featurestore.l0(ds).values[:, 0].tolist() == [[10, 10, 10]] * 2
     np.testing.assert_array_equal(featurestore.onset(ds, 0, 0).values, [np.nan, -2])
     assert featurestore.top_tokens(ds, 0, 0).activation.values.tolist() == [1]
+    found = featurestore.features(ds, tokens="any", permutations=0)
+    assert found["max"].sel(layer=0).values.tolist() == [1] * 10
+    assert found["density"].sel(layer=0).values.tolist() == [0.5] * 10
     view = featurestore.show(ds, 0, 0)
     assert (view.active, view.maximum, view.onsets) == (1, 1, (-2, -2, -2))
     np.testing.assert_array_equal(view.examples[0].activations, [np.nan, 0, 1, 0])
