@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from featurestore.errors import (
         DatasetError,
         FeatureStoreError,
+        MissingExtraError,
         NonFiniteError,
         NpzError,
         ParameterError,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
         StrategyError,
         TooLargeError,
     )
+    from featurestore.explore.report import report
+    from featurestore.explore.separability import fisher_ratio, separability
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.store.checks import Problem
     from featurestore.store.info import info
@@ -39,6 +42,7 @@ _HOMES = {
     "errors": [
         "DatasetError",
         "FeatureStoreError",
+        "MissingExtraError",
         "NonFiniteError",
         "NpzError",
         "ParameterError",
@@ -51,6 +55,8 @@ _HOMES = {
         "StrategyError",
         "TooLargeError",
     ],
+    "explore.report": ["report"],
+    "explore.separability": ["fisher_ratio", "separability"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
@@ -68,6 +74,7 @@ __all__ = [
     "DatasetEntry",
     "DatasetError",
     "FeatureStoreError",
+    "MissingExtraError",
     "NonFiniteError",
     "Normalization",
     "NpzError",
@@ -85,6 +92,7 @@ __all__ = [
     "TooLargeError",
     "__version__",
     "build",
+    "fisher_ratio",
     "info",
     "ingest",
     "list_datasets",
@@ -92,6 +100,8 @@ __all__ = [
     "load_dataset",
     "load_plugin",
     "open_store",
+    "report",
+    "separability",
     "strategy",
     "sweep",
     "verify",

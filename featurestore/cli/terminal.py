@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("featurestore")
 
-UNITS = {"sweep": "MB"}
+UNITS = {"sweep": "MB", "probing": "layers", "comparing": "layers", "measuring norms": "layers"}
 """What the stages of long work count, where it is not files."""
 
 

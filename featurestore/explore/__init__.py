@@ -1,0 +1,1 @@
+"""Looking at a store: features, one feature, plots, a report."""
