@@ -41,6 +41,9 @@ FINAL_TOKEN = -1
 MIN_ACTIVE = 5
 """A target feature that is active in fewer training sentences is nearly dead, unless another number is given."""
 
+FEATURE_ORDERS = ("correlation", "spearman", "auc", "monotonic", "density", "mean", "max")
+"""Measures by which features are listed; the first is the default."""
+
 STORES, DATASETS = Path("stores"), Path("generated_datasets")
 """Where stores and datasets go that are given no other place: below the working folder."""
 

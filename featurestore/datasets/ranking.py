@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import ParameterError, SelectionError, shown
+from featurestore.measures.active import Active
+from featurestore.measures.measured import best_first
+from featurestore.measures.moments import Moments
 from featurestore.strategies import activations_at, sae_layers, sae_positions
 from featurestore.texts import Table, number, whole_number
 
@@ -19,10 +22,8 @@ if TYPE_CHECKING:
 Target = dict[str, int | float]
 """A feature, as options of a strategy: target_layer, target_feature, average_l0."""
 
-_ROWS = 64
+_ROWS = 256
 """Rows of a chunk that are counted at once, so that their copies stay small."""
-
-_N_MOMENTS = 8
 
 _COLUMNS = {"target_layer": "layer", "target_feature": "feature_id", "average_l0": "average_l0"}
 
@@ -58,23 +59,12 @@ def read_ranked(path: Path, top: int | None) -> list[Target]:
     return list(targets.values())
 
 
-def _by_label(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, _, low, high, _, _, squares, products = moments
-    scores: NDArray[np.float64] = np.abs(products) / np.sqrt(np.where(low < high, squares, np.nan))
-    return scores
-
-
-def _by_density(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = moments[1] / moments[0]
-    return shares
-
-
-RANKINGS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "label": _by_label,
-    "density": _by_density,
+RANKINGS: dict[str, Callable[[Moments], NDArray[np.float64]]] = {
+    "label": lambda moments: np.abs(moments.pearson),
+    "density": lambda moments: moments.density,
 }
-"""`label`: absolute Pearson correlation of the activation with the label (up to a factor that is the same for all
-features); `density`: share of the sentences in which the feature is active."""
+"""`label`: absolute Pearson correlation of the activation with the label; `density`: share of the sentences in which the
+feature is active."""
 
 
 def rank(
@@ -103,11 +93,10 @@ def rank(
         If a layer is not in the store, there are fewer features, no sentence counts, or but one label is to tell apart.
     """
     positions = [position for layer in layers for position in sae_positions(ds, layer)]
-    moments = _moments_of(ds, positions, _centred_labels(ds, by, rows))
-    scores = np.stack([RANKINGS[by](values) for values in moments])
-    scores[np.stack([values[1] for values in moments]) < min_active] = np.nan
-    # Rounded, so that equal ones are in the order of layer and feature on every machine.
-    order = np.argsort(-scores.round(12), axis=None, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
+    moments = _moments_of(ds, positions, _counted_labels(ds, by, rows))
+    scores = np.stack([RANKINGS[by](of_sae) for of_sae in moments])
+    scores[np.stack([of_sae.active for of_sae in moments]) < min_active] = np.nan
+    order = best_first(scores)
     if len(order) < top:
         found = f"only {len(order)} features are active in {min_active} sentences or more, and not constant"
         raise SelectionError(f"expected {top} features to rank, {found}; ask for fewer")
@@ -115,8 +104,8 @@ def rank(
     return [_target(ds, positions[i], int(feature)) for i, feature in best]
 
 
-def _centred_labels(ds: xr.Dataset, by: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the label of each sentence about their mean, (sentence, 1); NaN for one that does not count."""
+def _counted_labels(ds: xr.Dataset, by: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the label of each sentence, (sentence, 1); NaN for one that does not count."""
     counted = rows & (ds["n_nonfinite"].values == 0)
     if by == "label":
         counted &= ds["has_label"].values
@@ -125,11 +114,11 @@ def _centred_labels(ds: xr.Dataset, by: str, rows: NDArray[np.bool_]) -> NDArray
         raise SelectionError("has no training sentence with finite values, so no feature can be ranked")
     if by == "label" and len(np.unique(labels[counted])) < 2:
         raise SelectionError("has but one label in the training sentences, so no feature can be ranked by it")
-    return np.where(counted, labels - labels[counted].mean(), np.nan)[:, None]
+    return np.where(counted, labels, np.nan)[:, None]
 
 
-def _moments_of(ds: xr.Dataset, positions: Sequence[int], labels: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Read the activations of some SAEs at the final token, and describe each as `_moments` does."""
+def _moments_of(ds: xr.Dataset, positions: Sequence[int], labels: NDArray[np.float64]) -> list[Moments]:
+    """Read the activations of some SAEs at the final token, and describe each with the labels."""
     import dask.array as da
 
     from featurestore.datasets import workers
@@ -137,12 +126,12 @@ def _moments_of(ds: xr.Dataset, positions: Sequence[int], labels: NDArray[np.flo
     reduced = [
         da.reduction(
             activations_at(ds, position).data,
-            chunk=_moments, combine=_merged, aggregate=_merged, axis=0, keepdims=True, output_size=_N_MOMENTS,
-            dtype=np.float64, weights=labels,
+            chunk=_moments, combine=_merged, aggregate=_merged, axis=0, keepdims=True,
+            output_size=len(Moments._fields), dtype=np.float64, weights=labels,
         )
         for position in positions
     ]  # fmt: skip
-    return workers.compute(reduced)
+    return [Moments(*values) for values in workers.compute(reduced)]
 
 
 def _target(ds: xr.Dataset, position: int, feature: int) -> Target:
@@ -154,42 +143,15 @@ def _target(ds: xr.Dataset, position: int, feature: int) -> Target:
 
 
 def _moments(activations: NDArray[Any], labels: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:
-    """Describe the sentences of one chunk whose label is no NaN, for each feature.
-
-    Returns
-    -------
-    ndarray, (8, feature) float64
-        How many sentences, how many of them active, the smallest and the largest activation, the mean activation and
-        label, and the sums of squares and of products with the label about these means: so a small spread is not lost
-        beside a large offset.
-    """
-    n_features = activations.shape[1]
-    moments = np.repeat(np.array([0, 0, np.inf, -np.inf, 0, 0, 0, 0])[:, None], n_features, axis=1)
+    """Describe the sentences of one chunk whose label is no NaN, (moment, feature)."""
+    parts = []
     for start in range(0, len(activations), _ROWS):
-        part = slice(start, start + _ROWS)
-        counted = ~np.isnan(labels[part, 0])
-        if counted.any():
-            values, label = activations[part][counted].astype(np.float64), labels[part][counted, :1]
-            mean, mean_label = values.mean(axis=0), label.mean()
-            centred, n = values - mean, len(label)
-            rows = [
-                np.full(n_features, n), np.count_nonzero(values, axis=0), values.min(axis=0), values.max(axis=0), mean,
-                np.full(n_features, mean_label), (centred**2).sum(axis=0), (centred * (label - mean_label)).sum(axis=0),
-            ]  # fmt: skip
-            moments = _merged(np.concatenate([moments, rows]))
-    return moments
+        part, label = activations[start : start + _ROWS], labels[start : start + _ROWS, 0]
+        counted = ~np.isnan(label)
+        parts.append(Moments.of(Active.of(part).of_rows(counted), label[counted]))
+    return _merged(np.concatenate(parts))
 
 
 def _merged(moments: NDArray[np.float64], **_: Any) -> NDArray[np.float64]:
-    """Describe all sentences by what describes parts of them [1]_.
-
-    .. [1] Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances. 1979.
-    """
-    n, active, low, high, means, labels, squares, products = moments.reshape(
-        -1, _N_MOMENTS, moments.shape[-1]
-    ).swapaxes(0, 1)
-    total = n.sum(axis=0)
-    mean, label = ((n * part).sum(axis=0) / np.maximum(total, 1) for part in (means, labels))
-    squares = (squares + n * (means - mean) ** 2).sum(axis=0)
-    products = (products + n * (means - mean) * (labels - label)).sum(axis=0)
-    return np.stack([total, active.sum(axis=0), low.min(axis=0), high.max(axis=0), mean, label, squares, products])
+    """Describe all sentences by what describes parts of them, one below the other."""
+    return np.stack(Moments.merged(moments.reshape(-1, len(Moments._fields), moments.shape[-1])))
