@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     )
     from featurestore.explore.report import report
     from featurestore.explore.separability import fisher_ratio, separability
+    from featurestore.explore.show import show
+    from featurestore.explore.tokens import l0, onset, top_tokens, trajectory
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.store.checks import Problem
     from featurestore.store.info import info
@@ -57,6 +59,8 @@ _HOMES = {
     ],
     "explore.report": ["report"],
     "explore.separability": ["fisher_ratio", "separability"],
+    "explore.show": ["show"],
+    "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
@@ -95,15 +99,20 @@ __all__ = [
     "fisher_ratio",
     "info",
     "ingest",
+    "l0",
     "list_datasets",
     "list_strategies",
     "load_dataset",
     "load_plugin",
+    "onset",
     "open_store",
     "report",
     "separability",
+    "show",
     "strategy",
     "sweep",
+    "top_tokens",
+    "trajectory",
     "verify",
 ]
 

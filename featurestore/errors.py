@@ -164,6 +164,15 @@ def naming(path: object) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def lacking(store: object) -> Iterator[None]:
+    """Say which store it is that does not hold what is asked for."""
+    try:
+        yield
+    except SelectionError as error:
+        raise SelectionError(f"{store}: {error}") from None
+
+
 def shown(name: object) -> str:
     """Spell a file name so that it stays on one line and cannot drive a terminal."""
     text = str(name)

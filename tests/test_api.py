@@ -73,7 +73,7 @@ def test_every_error_is_in_the_tree_and_a_builtins_subclass() -> None:
             assert name in (errors.__doc__ or "")
 
 
-@pytest.mark.parametrize("command", [["--help"], ["build", "--help"], ["ingest", "-h"], ["info", "-h"]])
+@pytest.mark.parametrize("command", [["--help"], ["build", "--help"], ["ingest", "-h"], ["info", "-h"], ["show", "-h"]])
 def test_help_needs_none_of_the_heavy_libraries(command: list[str]) -> None:
     code = (
         "import sys\n"

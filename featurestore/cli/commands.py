@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from featurestore.cli import options
-from featurestore.cli.terminal import Boundary, Echo, Progress, UserPath, logger, say, verbosity
-from featurestore.errors import ParameterError
+from featurestore.cli.terminal import Boundary, Echo, Progress, UserPath, in_colour, logger, say, verbosity
+from featurestore.errors import ParameterError, lacking
 from featurestore.schema import ATTRIBUTES, DATASETS, NORMALIZATIONS, PLOTS, STORES, __version__
 from featurestore.strategies import registry
 
@@ -237,6 +237,26 @@ def report(store: Path, output: Path, overwrite: bool) -> None:
     with Progress() as progress:
         path = reporting.report(store, output, overwrite=overwrite, progress=progress)
     say(f"{path}: report of {store}")
+
+
+@main.command()
+@click.argument("store", type=UserPath())
+@click.option("--layer", type=int, required=True, help="Layer of its SAE.")
+@click.option("--feature", type=int, required=True, help="The feature.")
+@click.option("--average-l0", type=float, help="Which SAE, where the layer has several.")
+@click.option("--top", type=int, default=10, show_default=True, help="Number of sentences.")
+@verbosity
+def show(store: Path, layer: int, feature: int, average_l0: float | None, top: int) -> None:
+    """Show one SAE feature of a STORE: its strongest sentences, where it starts to fire, its distribution per label.
+
+    Sentences count by the maximum over their tokens, which are coloured by activation.
+    """
+    from featurestore.explore import show as showing
+    from featurestore.store.reading import open_store
+
+    with Progress() as progress, lacking(store):
+        view = showing.show(open_store(store), layer, feature, top, average_l0, progress=progress)
+    say(view.coloured() if in_colour() else str(view), safe=True)
 
 
 @main.command()

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("featurestore")
 
-UNITS = {"sweep": "MB", "probing": "layers", "comparing": "layers", "measuring norms": "layers"}
+UNITS = {
+    "sweep": "MB",
+    "reading sentences": "sentences",
+    "probing": "layers",
+    "comparing": "layers",
+    "measuring norms": "layers",
+}
 """What the stages of long work count, where it is not files."""
 
 
@@ -168,10 +174,18 @@ def _standard_streams() -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-def say(text: str) -> None:
-    """Print what a command has done or found, which stays done if this cannot be printed."""
+def in_colour() -> bool:
+    """Tell whether standard output shows colours: it is a terminal, and its user wants them (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def say(text: str, *, safe: bool = False) -> None:
+    """Print what a command has done or found, which stays done if this cannot be printed.
+
+    Text is made safe for the terminal unless it is already, and has colours.
+    """
     try:
-        click.echo(plain(text))
+        click.echo(text if safe else plain(text))
     except click.ClickException as error:
         lost = "all that the command was to write is written, only its report is lost"
         raise click.ClickException(f"{error.message}; {lost}") from error

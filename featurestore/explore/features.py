@@ -159,7 +159,9 @@ def _activations(ds: xr.Dataset) -> tuple[xr.DataArray, str]:
     array = ds[ACTIVATIONS]
     dim = "sae" if "sae_layer" in array.coords else "layer"
     if unknown := [str(name) for name in array.dims if name not in ("sentence", "token", dim, "feature")]:
-        raise SelectionError(f"has activations along {', '.join(unknown)}, which is no dim of a store; select by it first")
+        raise SelectionError(
+            f"has activations along {', '.join(unknown)}, which is no dim of a store; select by it first"
+        )
     return array, dim
 
 
@@ -171,7 +173,9 @@ def _token_positions(array: xr.DataArray, tokens: str) -> list[int]:
         return [*range(array.sizes["token"])]
     found: list[int] = np.flatnonzero(array["token"].values == FINAL_TOKEN).tolist()
     if not found:
-        raise SelectionError(f"has no final token, -1, in the selection; select it, or choose {spelled('tokens', 'any')}")
+        raise SelectionError(
+            f"has no final token, -1, in the selection; select it, or choose {spelled('tokens', 'any')}"
+        )
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from featurestore.explore.plots import style
 from featurestore.explore.reading import at_final_token, drawn
-from featurestore.explore.standins import trajectory as read_trajectory
+from featurestore.explore.tokens import trajectory as along
 from featurestore.strategies import labelled
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def trajectory(
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
-        values = read_trajectory(drawn(labelled(ds)), layer, feature, average_l0)
+        values = along(drawn(labelled(ds)), layer, feature, average_l0)
         tokens, labels = values["token"].values, values["label"].values
         looks, every = style.label_styles(labels), -(-len(tokens) // _MOST_MARKERS)
         for look in looks:
@@ -105,7 +105,7 @@ def heatmap(
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
-        values = read_trajectory(drawn(ds), layer, feature, average_l0)
+        values = along(drawn(ds), layer, feature, average_l0)
         label = np.where(values["has_label"].values, values["label"].values, _UNLABELLED)
         order = np.lexsort((-np.nan_to_num(values.values).max(axis=1), label))
         tokens = values["token"].values
@@ -162,7 +162,7 @@ def activation(
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
-        values = read_trajectory(drawn(labelled(ds)), layer, feature, average_l0)
+        values = along(drawn(labelled(ds)), layer, feature, average_l0)
         final, labels = at_final_token(values), values["label"].values
         looks, names = style.label_styles(labels), list[str]()
         for position, look in enumerate(looks):

@@ -10,7 +10,7 @@ from featurestore.errors import SelectionError
 from featurestore.explore import separability as separating
 from featurestore.explore.plots import style
 from featurestore.explore.reading import drawn
-from featurestore.explore.standins import l0 as measure_l0
+from featurestore.explore.tokens import l0 as active_features
 from featurestore.schema import ACTIVATIONS, Progress
 from featurestore.store.info import L0_TOLERANCE
 
@@ -150,7 +150,7 @@ def _measured_l0(ds: xr.Dataset) -> tuple[NDArray[Any], NDArray[Any], NDArray[An
     """Return of each SAE its nominal average L0, its layer, and the mean L0 of each sentence, (sentence, SAE)."""
     if ACTIVATIONS not in ds:
         raise SelectionError("has no activations, so no L0 can be measured")
-    active = measure_l0(ds)
+    active = active_features(ds)
     words = (ds["is_token"] & ~ds["is_special"]).values
     measured = active.where(words[..., None] if "token" in active.dims else words[:, None])
     means = measured.mean("token") if "token" in active.dims else measured

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datasets.dataset import check_output
-from featurestore.errors import ParameterError, SelectionError, extra, spelled
+from featurestore.errors import ParameterError, extra, lacking, spelled
 from featurestore.explore.plots import feature, hidden, layers, style
 from featurestore.files import whole_file
 from featurestore.paths import PathLike, as_path
@@ -77,10 +77,8 @@ def save(
     given = _checked(kind, {name: value for name, value in options.items() if value is not None})
     if "progress" in inspect.signature(KINDS[kind]).parameters:
         given["progress"] = progress
-    try:
-        content = drawn(kind, path.suffix, open_store(store), **given)
-    except SelectionError as error:
-        raise SelectionError(f"{as_path(store)}: {error}") from None
+    with lacking(as_path(store)):
+        content = rendered(kind, path.suffix, open_store(store), **given)
     with whole_file(path, overwrite=overwrite) as file:
         file.write(content)
     return path
@@ -99,7 +97,7 @@ def _checked(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def drawn(kind: str, suffix: str, ds: Any, **options: Any) -> bytes:
+def rendered(kind: str, suffix: str, ds: Any, **options: Any) -> bytes:
     """Draw a plot, and return it as a file of that suffix would hold it."""
     with extra("plots"):
         import matplotlib
