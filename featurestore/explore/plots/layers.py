@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import SelectionError
 from featurestore.explore import separability as separating
 from featurestore.explore.plots import style
-from featurestore.explore.reading import drawn
-from featurestore.explore.tokens import l0 as active_features
-from featurestore.schema import ACTIVATIONS, Progress
+from featurestore.explore.saes import measured_l0
+from featurestore.schema import Progress
 from featurestore.store.info import L0_TOLERANCE
 
 if TYPE_CHECKING:
@@ -115,7 +113,8 @@ def l0(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     ds : xarray.Dataset
-        An open store, or a selection of it. Of more than 2,000 sentences, so many are drawn at random.
+        An open store, or a selection of it that keeps its dims, of which 2,000 sentences are drawn at random if there
+        are more; or what `featurestore.explore.saes.measured_l0` has found.
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default on a new figure, as wide as a column.
 
@@ -131,31 +130,19 @@ def l0(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
-        nominal, layers, measured = _measured_l0(drawn(ds))
-        ratios = measured / nominal
-        mean, (low, high) = ratios.mean(axis=0), np.quantile(ratios, [0.05, 0.95], axis=0)
+        found = ds if "nominal" in ds else measured_l0(ds)
+        nominal = found["nominal"].values
+        mean, low, high = (found[name].values / nominal for name in ("measured", "low", "high"))
         ax.axhspan(1 / L0_TOLERANCE, L0_TOLERANCE, color=style.QUIET, alpha=0.15, linewidth=0)
         ax.axhline(1, color=style.INK, linestyle=":", linewidth=0.8)
-        x = _side_by_side(layers)
+        x = _side_by_side(found["layer"].values)
         ax.vlines(x, low, high, color=style.QUIET, linewidth=0.8)
         _points(ax, x, mean, nominal)
         _ratio_axis(ax, low, high)
-        style.layer_axis(ax, np.unique(layers))
-        title = f"{style.sentences_drawn(len(measured), ds.sizes['sentence'])}, bars: 90 % of them"
-        ax.set_title(f"{title}\nshaded: within a factor of {L0_TOLERANCE:g}", loc="left", fontsize=7)
+        style.layer_axis(ax, np.unique(found["layer"].values))
+        title = f"{_used(found)}, bars: 90 % of them\nshaded: within a factor of {L0_TOLERANCE:g}"
+        ax.set_title(title, loc="left", fontsize=7)
     return ax
-
-
-def _measured_l0(ds: xr.Dataset) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return of each SAE its nominal average L0, its layer, and the mean L0 of each sentence, (sentence, SAE)."""
-    if ACTIVATIONS not in ds:
-        raise SelectionError("has no activations, so no L0 can be measured")
-    active = active_features(ds)
-    words = (ds["is_token"] & ~ds["is_special"]).values
-    measured = active.where(words[..., None] if "token" in active.dims else words[:, None])
-    means = measured.mean("token") if "token" in active.dims else measured
-    layers = active["sae_layer" if "sae" in active.dims else "layer"].values
-    return np.atleast_1d(active["average_l0"].values), np.atleast_1d(layers), means.values.reshape(len(means), -1)
 
 
 def _points(ax: Axes, x: NDArray[Any], mean: NDArray[Any], nominal: NDArray[Any]) -> None:

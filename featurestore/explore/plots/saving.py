@@ -97,16 +97,14 @@ def _checked(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def rendered(kind: str, suffix: str, ds: Any, **options: Any) -> bytes:
-    """Draw a plot, and return it as a file of that suffix would hold it."""
+def rendered(kind: str, suffix: str, ds: Any, background: str = "white", **options: Any) -> bytes:
+    """Draw a plot, and return what a file of that suffix would hold."""
     with extra("plots"):
         import matplotlib
         from matplotlib.figure import Figure
-    look = style.STYLE | {"svg.hashsalt": _SALT}
-    background: dict[str, Any] = {"facecolor": "white"} if suffix == ".png" else {}
-    with matplotlib.rc_context(look):
+    with matplotlib.rc_context(style.STYLE | {"svg.hashsalt": _SALT}):
         figure = Figure(style.SIZE, layout="constrained")
         KINDS[kind](ds, **options, ax=figure.add_subplot())
         content = io.BytesIO()
-        figure.savefig(content, format=suffix[1:], dpi=300, metadata=_NO_DATES[suffix], **background)
+        figure.savefig(content, format=suffix[1:], dpi=300, metadata=_NO_DATES[suffix], facecolor=background)
     return content.getvalue()

@@ -82,7 +82,7 @@ def label_styles(values: NDArray[Any]) -> list[Label]:
     labels = np.unique(values).tolist()
     colors: Sequence[Any] = _OKABE_ITO
     if len(labels) > len(_OKABE_ITO):
-        colors = [matplotlib.colormaps["viridis"](share) for share in np.linspace(0, 0.9, len(labels))]
+        colors = [matplotlib.colormaps["viridis"](share) for share in np.linspace(0.25, 0.9, len(labels))]
     return [Label(value, colors[position], _MARKERS[position % len(_MARKERS)]) for position, value in enumerate(labels)]
 
 
@@ -101,8 +101,7 @@ def color_bar(ax: Axes, colored: ScalarMappable, label: str) -> Colorbar:
     """Say beside the axes what the colours mean."""
     figure = ax.get_figure()
     assert figure is not None
-    bar = figure.colorbar(colored, ax=ax, label=label, pad=0.02)
-    return bar
+    return figure.colorbar(colored, ax=ax, label=label, pad=0.02)
 
 
 def layer_axis(ax: Axes, layers: NDArray[Any]) -> None:
@@ -120,7 +119,7 @@ def token_axis(ax: Axes, tokens: NDArray[Any]) -> None:
     """Label the x axis by token, as the store counts them."""
     step = next(step for step in (1, 5, 10, *range(20, 10**6, 20)) if len(tokens) <= 8 * step)
     ax.set_xticks([token for token in tokens.tolist() if token % step == 0 or token == FINAL_TOKEN])
-    ax.set_xlabel(f"token, counted from the end ({FINAL_TOKEN}: the final one)")
+    ax.set_xlabel("token, counted from the end (\N{MINUS SIGN}1: the final one)")
 
 
 def sentences_drawn(n: int, of: int) -> str:
