@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         StrategyError,
         TooLargeError,
     )
+    from featurestore.explore.features import features
     from featurestore.explore.report import report
     from featurestore.explore.separability import fisher_ratio, separability
     from featurestore.explore.show import show
@@ -61,6 +62,7 @@ _HOMES = {
     "explore.separability": ["fisher_ratio", "separability"],
     "explore.show": ["show"],
     "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
+    "explore.features": ["features"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
@@ -96,6 +98,7 @@ __all__ = [
     "TooLargeError",
     "__version__",
     "build",
+    "features",
     "fisher_ratio",
     "info",
     "ingest",

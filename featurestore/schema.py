@@ -44,6 +44,9 @@ MIN_ACTIVE = 5
 FEATURE_ORDERS = ("correlation", "spearman", "auc", "monotonic", "density", "mean", "max")
 """Measures by which features are listed; the first is the default."""
 
+TOKENS = ("final", "any")
+"""Where features are measured: at the final token, or by their maximum over all tokens."""
+
 STORES, DATASETS = Path("stores"), Path("generated_datasets")
 """Where stores and datasets go that are given no other place: below the working folder."""
 

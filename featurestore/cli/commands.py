@@ -14,7 +14,17 @@ import click
 from featurestore.cli import options
 from featurestore.cli.terminal import Boundary, Echo, Progress, UserPath, in_colour, logger, say, verbosity
 from featurestore.errors import ParameterError, lacking
-from featurestore.schema import ATTRIBUTES, DATASETS, NORMALIZATIONS, PLOTS, STORES, __version__
+from featurestore.schema import (
+    ATTRIBUTES,
+    DATASETS,
+    FEATURE_ORDERS,
+    MIN_ACTIVE,
+    NORMALIZATIONS,
+    PLOTS,
+    STORES,
+    TOKENS,
+    __version__,
+)
 from featurestore.strategies import registry
 
 SPLIT_FLAGS = (
@@ -194,6 +204,42 @@ def info(store: Path) -> None:
     from featurestore.store import info as inspection
 
     say(reports.info(inspection.info(store)))
+
+
+@main.command("features")
+@click.argument("store", type=UserPath())
+@click.option("--layer", type=int, help="Only of this layer.  [default: all]")
+@click.option(
+    "--by",
+    type=click.Choice(FEATURE_ORDERS),
+    default=FEATURE_ORDERS[0],
+    show_default=True,
+    help="What comes first: the largest, of correlations by absolute value, of AUC by distance from 0.5.",
+)
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="How many are listed.")
+@click.option(
+    "--tokens",
+    type=click.Choice(TOKENS),
+    default=TOKENS[0],
+    show_default=True,
+    help="Activations at the final token, or their maximum over all tokens.",
+)
+@click.option(
+    "--min-active", type=click.IntRange(0), default=MIN_ACTIVE, show_default=True, help="In fewer sentences: left out."
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, which a recipe takes as a ranking.")
+@verbosity
+def features_command(store: Path, as_csv: bool, **options: Any) -> None:
+    """List the SAE features of a STORE that have most to do with the label, or are most active.
+
+    Beside each measure stands how strong the best of so many features would be by chance.
+    """
+    from featurestore.cli import reports
+    from featurestore.explore import strongest
+
+    with Progress() as progress:
+        best = strongest.strongest_of_store(store, **options, progress=progress)
+    say(reports.features_csv(best) if as_csv else reports.features(best))
 
 
 @main.command()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,13 @@ from featurestore.ranges import format_numbers
 from featurestore.schema import ATTRIBUTES
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from featurestore.recipes.sweep import Sweep
     from featurestore.store.info import StoreInfo
+
+_RANKINGS = {"correlation": "label", "density": "density"}
+"""What recipes call the orders of features that they know."""
 
 COLUMNS = [field.name for field in fields(DatasetEntry)]
 
@@ -78,20 +84,67 @@ def datasets(entries: Sequence[DatasetEntry], form: str | None) -> str:
         return json.dumps(records, indent=2)
     flat = [{name: _cell(value) for name, value in record.items()} for record in records]
     if form == "csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-        return text.getvalue().rstrip("\n")
+        return _csv([COLUMNS, *([record[name] for name in COLUMNS] for record in flat)])
     visible = [name for name in COLUMNS if name != "fingerprint" and any(record[name] for record in flat)]
     lines = table([visible, *([record[name] for name in visible] for record in flat)]) if flat else []
     return "\n".join([*lines, _datasets(len(entries))])
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
+def features(best: xr.Dataset) -> str:
+    """List features with their measures, below how strong the best of so many would be by chance."""
+    about, columns = best.attrs, _feature_columns(best)
+    lines = [
+        f"{about['features']:,} features in {about['sentences']:,} sentences, {about['labelled_sentences']:,} with a "
+        f"label; by {about['by']}, of those active in {about['min_active']} sentences or more"
+    ]
+    if not math.isnan(chance := about["pearson_by_chance"]):
+        often = f"in 5 % of {about['permutations']} permutations of the labels"
+        lines.append(f"by chance: {often}, the strongest correlation of all features is above {chance:.3f}")
+    if about["tokens"] == "final" and about["by"] in _RANKINGS:
+        lines.append(
+            f"a recipe's `rank_by: {_RANKINGS[about['by']]}` finds the same; with a split, in its training rows"
+        )
+    hidden = {name for name in columns if name.startswith("mean_")} | (
+        {"average_l0"} if "layer" in best.coords else set()
+    )
+    cells = [[name, *(_figure(name, value) for value in columns[name])] for name in columns if name not in hidden]
+    return "\n".join([*lines, "", *table([*zip(*cells, strict=True)], str.rjust)])
+
+
+def features_csv(best: xr.Dataset) -> str:
+    """List features as a ranking that recipes take."""
+    columns = _feature_columns(best)
+    rows = [["" if value != value else value for value in row] for row in zip(*columns.values(), strict=True)]
+    return _csv([[*columns], *rows])
+
+
+def _feature_columns(best: xr.Dataset) -> dict[str, list[float]]:
+    """Return what is known of each feature, first where it is, in the words of ``ranked_features.csv``."""
+    layer = "sae_layer" if "sae_layer" in best.coords else "layer"
+    arrays = {"layer": best[layer], "average_l0": best["average_l0"], "feature_id": best["feature"]}
+    arrays |= {str(name): array for name, array in best.data_vars.items() if array.dims == ("rank",)}
+    arrays |= {f"mean_{label.item():g}": best["mean_by_label"].sel(label=label) for label in best["label"]}
+    return {name: array.values.tolist() for name, array in arrays.items()}
+
+
+def _figure(name: str, value: float) -> str:
+    if name in ("pearson", "spearman", "monotonic"):
+        return f"{value:+.3f}"
+    if name in ("p", "q"):
+        return f"{value:.1e}"
+    return f"{value:g}" if isinstance(value, int) or name == "average_l0" else f"{value:.3g}"
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().rstrip("\n")
+
+
+def table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.ljust) -> list[str]:
     """Align the columns of some rows."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return ["  ".join(map(align, row, widths)).rstrip() for row in rows]
 
 
 def _datasets(n: int) -> str:

@@ -24,6 +24,7 @@ logger = logging.getLogger("featurestore")
 
 UNITS = {
     "sweep": "MB",
+    "features": "sentences",
     "reading sentences": "sentences",
     "probing": "layers",
     "comparing": "layers",

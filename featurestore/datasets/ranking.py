@@ -63,8 +63,8 @@ RANKINGS: dict[str, Callable[[Moments], NDArray[np.float64]]] = {
     "label": lambda moments: np.abs(moments.pearson),
     "density": lambda moments: moments.density,
 }
-"""`label`: absolute Pearson correlation of the activation with the label; `density`: share of the sentences in which the
-feature is active."""
+"""`label`: absolute Pearson correlation of the activation with the label; `density`: share of the sentences in which
+the feature is active."""
 
 
 def rank(

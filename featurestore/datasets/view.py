@@ -14,7 +14,7 @@ from featurestore.datasets.alignment import Aligned, align
 from featurestore.datasets.fingerprints import fingerprint, sentences_digest
 from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
-from featurestore.errors import DatasetError, SelectionError, StrategyError, spelled
+from featurestore.errors import DatasetError, SelectionError, StrategyError, lacking, spelled
 from featurestore.ranges import format_numbers
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS, HIDDEN_STATES
 from featurestore.splits import split as splits
@@ -212,10 +212,8 @@ class StoreView:
         if options is None:
             return None
         if options not in self._splits:
-            try:
+            with lacking(self.path):
                 self._splits[options] = splits.split(self.ds, options)
-            except SelectionError as error:
-                raise SelectionError(f"{self.path}: {error}") from None
         return self._splits[options]
 
     def training_rows(self, options: SplitOptions | None) -> Array:

@@ -11,7 +11,7 @@ from featurestore.explore.active_values import active_values
 from featurestore.measures.measured import measured
 from featurestore.measures.significance import q_values
 from featurestore.ranges import integer
-from featurestore.schema import ACTIVATIONS, FINAL_TOKEN, Progress
+from featurestore.schema import ACTIVATIONS, FINAL_TOKEN, TOKENS, Progress
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -111,7 +111,7 @@ def features(
     >>> found.pearson.sel(layer=15, feature=1022).item()  # doctest: +SKIP
     -0.808...
     """
-    if tokens not in ("final", "any"):
+    if tokens not in TOKENS:
         raise ParameterError(f"{spelled('tokens')}: expected 'final' or 'any', found {brief(tokens)}")
     permutations, seed = _count("permutations", permutations), _count("seed", seed)
     array, dim = _activations(ds)
@@ -132,8 +132,9 @@ def features(
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]} | {"chance": chance}
 
     saes = [measured_sae(position) for position in range(array.sizes.get(dim, 1))]
-    values = {name: np.stack([sae[name] for sae in saes]) for name in saes[0]}
+    values: dict[str, NDArray[Any]] = {name: np.stack([sae[name] for sae in saes]) for name in saes[0]}
     values |= {"q": q_values(values["p"]), "chance": np.fmax.reduce(values["chance"])}
+    values["active"] = values["active"].astype(np.int64)
     attributes = {
         "tokens": tokens,
         "sentences": np.count_nonzero(counted),
@@ -186,8 +187,8 @@ def _sentences(ds: xr.Dataset, token_positions: list[int]) -> tuple[NDArray[np.b
     if "n_nonfinite" in ds.coords:
         counted &= ds["n_nonfinite"].values == 0
     if "is_token" in ds.coords:
-        is_token = ds["is_token"].isel(token=token_positions, missing_dims="ignore").values
-        counted &= is_token.reshape(n, -1).any(axis=1)
+        is_token = ds["is_token"].isel(token=token_positions, missing_dims="ignore")
+        counted &= is_token.any([dim for dim in is_token.dims if dim == "token"]).values
     if not counted.any():
         raise SelectionError("has no sentence of finite values with such a token, so no feature can be measured")
     labels = np.full(n, np.nan)

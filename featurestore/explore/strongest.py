@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from featurestore.errors import SelectionError
+from featurestore.errors import SelectionError, lacking
+from featurestore.explore.features import features
 from featurestore.measures.measured import best_first
-from featurestore.schema import MIN_ACTIVE
+from featurestore.schema import MIN_ACTIVE, Progress
+from featurestore.store.reading import open_store
+from featurestore.strategies import sae_dim, sae_positions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,7 +21,25 @@ _ALONE = ("density", "mean", "max")
 """Measures that need no label."""
 
 
-def strongest(found: xr.Dataset, by: str, top: int, min_active: int = MIN_ACTIVE) -> xr.Dataset:
+def strongest_of_store(
+    store: Path,
+    by: str,
+    top: int,
+    *,
+    layer: int | None = None,
+    tokens: Literal["final", "any"] = "final",
+    min_active: int = MIN_ACTIVE,
+    progress: Progress = lambda *_: None,
+) -> xr.Dataset:
+    """Measure the features of a store, or of one layer, and select those that come first; see `strongest`."""
+    ds = open_store(store)
+    with lacking(store):
+        if layer is not None:
+            ds = ds.isel({sae_dim(ds): sae_positions(ds, layer)})
+        return strongest(features(ds, tokens=tokens, progress=progress), by, top, min_active)
+
+
+def strongest(found: xr.Dataset, by: str, top: int, min_active: int) -> xr.Dataset:
     """Select the features that come first; by correlation or density, these are what a recipe's `rank_by` chooses.
 
     Parameters
@@ -35,7 +57,8 @@ def strongest(found: xr.Dataset, by: str, top: int, min_active: int = MIN_ACTIVE
     Returns
     -------
     xarray.Dataset
-        What is known of each of them, along `rank`, the first one first.
+        What is known of each of them, along `rank`, the first one first. Attributes, beside those that there are: `by`,
+        `min_active`, and `features`: how many were measured.
 
     Raises
     ------
@@ -55,4 +78,5 @@ def strongest(found: xr.Dataset, by: str, top: int, min_active: int = MIN_ACTIVE
             raise SelectionError(f"has fewer than two labels, so no feature can be ranked by {by}")
         raise SelectionError(f"has no feature that is active in {min_active} sentences or more, and not constant")
     places = zip(scores.dims, np.unravel_index(order, scores.shape), strict=True)
-    return found.isel({dim: xr.DataArray(place, dims="rank") for dim, place in places})
+    best = found.isel({dim: xr.DataArray(place, dims="rank") for dim, place in places})
+    return best.assign_attrs(by=by, min_active=min_active, features=scores.size)

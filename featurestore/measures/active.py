@@ -53,9 +53,7 @@ class Active(NamedTuple):
             return self
         kept = chosen[self.rows]
         rows = (np.cumsum(chosen, dtype=np.int32) - 1)[self.rows[kept]]
-        return self._replace(
-            values=self.values[kept], rows=rows, features=self.features[kept], n_rows=np.count_nonzero(chosen)
-        )
+        return Active(self.values[kept], rows, self.features[kept], int(np.count_nonzero(chosen)), self.n_features)
 
     def of_first(self, n_features: int) -> Active:
         """Leave out all features but the first."""

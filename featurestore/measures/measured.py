@@ -63,8 +63,9 @@ def mean_by_label(active: Active, labels: Array, kinds: Array) -> Array:
     kind = np.searchsorted(kinds, labels)
     counts = np.bincount(kind, minlength=len(kinds))
     cells = active.features.astype(np.int64) * len(kinds) + kind[active.rows]
-    sums = np.bincount(cells, active.values, active.n_features * len(kinds)).reshape(-1, len(kinds))
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    sums = np.bincount(cells, active.values, active.n_features * len(kinds)).reshape(active.n_features, len(kinds))
+    means: Array = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    return means
 
 
 def monotonic(by_label: Array) -> Array:
