@@ -19,7 +19,7 @@ from featurestore.explore.separability import fisher_ratio, separability
 from featurestore.explore.show import show
 from featurestore.explore.strongest import strongest
 from featurestore.ranges import format_numbers
-from featurestore.schema import ARRAYS, ATTRIBUTES, Progress
+from featurestore.schema import ARRAYS, ATTRIBUTES, MIN_ACTIVE, Progress
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -185,7 +185,7 @@ def _features(ds: xr.Dataset, found: xr.Dataset, progress: Progress) -> dict[str
     """Show the features that correlate most with the label; without labels, those that are most often active."""
     by = "correlation" if found.sizes["label"] > 1 else "density"
     try:
-        best = strongest(found, by, _TOP)
+        best = strongest(found, by, _TOP, MIN_ACTIVE)
     except SelectionError as error:
         return {"why": str(error), "figures": [], "table": None, "views": []}
     of_sae = best["sae_layer" if "sae_layer" in best.coords else "layer"]

@@ -105,10 +105,10 @@ def top_tokens(ds: xr.Dataset, layer: int, feature: int, top: int = 10, average_
     Returns
     -------
     xarray.Dataset, (rank,)
-        From rank 1, the strongest; equal ones in reading order. Variables: `activation`, `sentence`, `token`,
-        `token_text`, `label`, `fragment` (the sentence up to and including the token), `text`. Special tokens, such as
-        a BOS, do not count. ``.to_pandas()`` makes it a table; ``ds.sel(sentence=top.sentence, token=top.token)``
-        selects just these tokens.
+        From rank 1, the strongest; equal ones in the order of the dataset. Variables: `activation`, `sentence`,
+        `token`, `token_text`, `label`, `fragment` (the sentence up to and including the token), `text`. Special tokens,
+        such as a BOS, do not count. ``.to_pandas()`` makes it a table; ``ds.sel(sentence=top.sentence,
+        token=top.token)`` selects just these tokens.
 
     Raises
     ------

@@ -21,7 +21,7 @@ _WIDEST = 20
 _LEGEND: dict[Highlight, str] = {
     highlight.plain: "[active], [[at least half of the maximum]]",
     highlight.coloured: "the darker, the stronger",
-    highlight.as_html: "the darker, the stronger; bold from half of the maximum",
+    highlight.as_html: "the more colour, the stronger; bold from half of the maximum",
 }
 
 
@@ -76,7 +76,7 @@ class Example:
     activations: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FeatureView:
     """What there is to see of one feature; printed as text, and shown by notebooks as HTML.
 
@@ -114,6 +114,8 @@ class FeatureView:
     def __str__(self) -> str:
         return self._text(highlight.plain)
 
+    __repr__ = __str__
+
     def coloured(self) -> str:
         """Return the text with its tokens coloured for a terminal, which no token can drive."""
         return self._text(highlight.coloured)
@@ -121,7 +123,7 @@ class FeatureView:
     def _repr_html_(self) -> str:
         lines = [html.escape(line) for line in self._summary()]
         if self.link:
-            lines.append('<a href="{0}">{0}</a>'.format(html.escape(self.link)))
+            lines.append('<a href="{0}" style="color:inherit">{0}</a>'.format(html.escape(self.link)))
         tables = [_html_table(rows) for rows in self._tables(highlight.as_html)]
         return f"<div><p>{'<br>'.join(lines)}</p>{''.join(tables)}</div>"
 
