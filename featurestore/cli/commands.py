@@ -243,7 +243,7 @@ def features_command(store: Path, as_csv: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("kind", type=click.Choice(PLOTS))
+@click.argument("kind", type=click.Choice(PLOTS), metavar="KIND")
 @click.argument("store", type=UserPath())
 @click.option("--layer", type=int, help="Of pca, and of the feature of trajectory, heatmap and activation.")
 @click.option("--feature", type=int, help="Of trajectory, heatmap and activation.")

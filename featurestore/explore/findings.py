@@ -19,6 +19,11 @@ _IMBALANCE = 3
 """How many times as many sentences as the rarest label the most frequent one may have."""
 
 
+def counted(n: int, thing: str) -> str:
+    """Write a number of things."""
+    return f"{n:,} {thing}" + "s" * (n != 1)
+
+
 def near_duplicates(ds: xr.Dataset) -> list[list[int]]:
     """Return the positions of sentences that are nearly the same, a list for each group of two or more."""
     groups: dict[int, list[int]] = {}
@@ -31,7 +36,7 @@ def of_sentences(ds: xr.Dataset, duplicates: list[list[int]]) -> Iterator[str]:
     """Yield what is odd about the sentences and their labels, a sentence each."""
     n, nonfinite = ds.sizes["sentence"], ds["n_nonfinite"].values
     if bad := np.count_nonzero(nonfinite):
-        values = f"{int(nonfinite.sum()):,} NaN or infinite values"
+        values = counted(int(nonfinite.sum()), "NaN or infinite value")
         yield f"{bad:,} of {n:,} sentences have {values}; plots, features and probes leave these sentences out."
     if unlabelled := n - np.count_nonzero(ds["has_label"].values):
         yield f"{unlabelled:,} of {n:,} sentences have no label; what is by label leaves them out."
@@ -39,8 +44,8 @@ def of_sentences(ds: xr.Dataset, duplicates: list[list[int]]) -> Iterator[str]:
     if duplicates:
         alike, labels = sum(map(len, duplicates)), ds["label"].values
         mixed = sum(len(set(labels[members].tolist())) > 1 for members in duplicates)
-        found = f"{alike:,} sentences are nearly the same as another, in {len(duplicates):,} groups"
-        yield f"{found}, {mixed:,} of which have several labels; splits and probes keep each group on one side."
+        found = f"{alike:,} sentences are nearly the same as another, in {counted(len(duplicates), 'group')}"
+        yield f"{found}, of which {mixed:,} with several labels; splits and probes keep each group on one side."
 
 
 def _of_labels(counts: Counter[int]) -> Iterator[str]:
@@ -49,12 +54,12 @@ def _of_labels(counts: Counter[int]) -> Iterator[str]:
     elif counts:
         (most, n_most), (least, n_least) = counts.most_common()[0], counts.most_common()[-1]
         if n_most > _IMBALANCE * n_least:
-            found = f"Labels are unbalanced: {most} has {n_most:,} sentences, {least} only {n_least:,}"
+            found = f"Labels are unbalanced: {most} has {counted(n_most, 'sentence')}, {least} only {n_least:,}"
             yield f"{found}. Accuracies here are balanced, those of plain classifiers are not."
 
 
 def of_saes(measured: xr.Dataset) -> Iterator[str]:
     """Yield what is odd about the SAEs, given what `measured_l0` has found."""
     if wrong := int(is_mismatch(measured).sum()):
-        found = f"{wrong:,} of {measured.sizes['sae']:,} SAEs have an L0 that is more than {L0_TOLERANCE:g} times"
-        yield f"{found} larger or smaller than their nominal one: check the extraction."
+        found = f"L0 differs from the nominal one by more than a factor of {L0_TOLERANCE:g}"
+        yield f"The measured {found} in {wrong:,} of {measured.sizes['sae']:,} SAEs: check the extraction."

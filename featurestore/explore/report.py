@@ -53,7 +53,7 @@ def report(
     DatasetError
         If `output` exists with other content and `overwrite` is false, or cannot be written there.
     SelectionError
-        If the dataset lacks a dim or a coordinate of `open_store`.
+        If the dataset lacks a coordinate of `open_store`. What a page cannot show otherwise, it says.
     StoreError
         If `store` is no store.
     MissingExtraError

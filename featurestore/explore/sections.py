@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _TOP, _SHOWN, _SENTENCES = 20, 5, 5
 """Features in the table, of which so many are shown, each in so many sentences."""
 
+_NEEDED = ("sentence", "label", "has_label", "text", "n_tokens", "n_nonfinite")
+
 _DUPLICATES = 10
 """Groups of near-duplicates that are shown."""
 
@@ -61,6 +63,8 @@ def shown(value: float) -> str:
 
 def all_of(ds: xr.Dataset, stored: StoreInfo | None, progress: Progress) -> dict[str, Any]:
     """Return what the template shows of a dataset, and of the store that it is."""
+    if missing := [name for name in _NEEDED if name not in ds.coords]:
+        raise SelectionError(f"has no coordinate {missing[0]}: use a dataset as open_store returns it")
     duplicates = findings.near_duplicates(ds)
     found = [*_of_store(stored), *findings.of_sentences(ds, duplicates)]
     texts = ds["text"].values.tolist()
@@ -99,7 +103,7 @@ def _of_store(stored: StoreInfo | None) -> Iterator[str]:
         missing = f"{stored.sentences:,} of {stored.expected_sentences:,} sentences"
         yield f"The store is incomplete: {missing}; its ingest goes on, or was interrupted: run it again."
     if stored and stored.skipped:
-        yield f"{len(stored.skipped):,} files were left out when the store was made."
+        yield f"Left out when the store was made: {findings.counted(len(stored.skipped), 'file')}."
 
 
 def _figure(kind: str, title: str, caption: str, ds: xr.Dataset, **options: Any) -> Figure:

@@ -48,8 +48,8 @@ def separability(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress =
         layers = found["layer"].values
         lines = [
             ax.errorbar(
-                layers, found[name], found[f"{name}_error"], color=color, marker=marker, capsize=1.5, elinewidth=0.7,
-                label=label, zorder=3,
+                layers, found[name].values, found[f"{name}_error"].values, color=color, marker=marker, label=label,
+                capsize=1.5, elinewidth=0.7, zorder=3,
             )
             for name, color, marker, label in (
                 ("accuracy", style.ACCENT, "o", "probe of hidden states"),
@@ -165,7 +165,7 @@ def _points(ax: Axes, x: NDArray[Any], mean: NDArray[Any], nominal: NDArray[Any]
 def _side_by_side(layers: NDArray[Any]) -> NDArray[Any]:
     """Return where the points of SAEs stand on the x axis: those of one layer beside each other."""
     known, counts = np.unique(layers, return_counts=True)
-    step = 0.7 * min(np.diff(known), default=1) / counts.max()
+    step = 0.7 / counts.max()
     among = np.array([np.count_nonzero(layers[:position] == layer) for position, layer in enumerate(layers)])
     return np.asarray(layers + step * (among - (counts[np.searchsorted(known, layers)] - 1) / 2))
 
