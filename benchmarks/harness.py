@@ -21,23 +21,31 @@ LAYERS, HIDDEN, FEATURES, L0 = 26, 2304, 16_384, 75
 CLI = Path(__file__).parents[1] / "cli.py"
 
 
-def make_input(folder: str, sentences: str) -> None:
-    """Write sentence NPZs of the size of the real thing, random but always the same."""
+class Shape(NamedTuple):
+    """What a sentence has for each of its tokens."""
+
+    layers: int = LAYERS
+    hidden: int = HIDDEN
+    features: int = FEATURES
+
+
+def make_input(folder: str, sentences: str, *shape: str) -> None:
+    """Write sentence NPZs, by default of the size of the real thing, random but always the same."""
     partial = Path(f"{folder}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda index: make_sentence(partial, index), range(int(sentences))))
+        list(pool.map(lambda index: make_sentence(partial, index, Shape(*map(int, shape))), range(int(sentences))))
     partial.rename(folder)
 
 
-def make_sentence(folder: Path, index: int) -> None:
+def make_sentence(folder: Path, index: int, shape: Shape) -> None:
     rng = np.random.default_rng(index)
     tokens = int(rng.integers(6, 25))
-    active = rng.random((LAYERS, tokens, FEATURES), dtype=np.float32) < L0 / FEATURES
+    active = rng.random((shape.layers, tokens, shape.features), dtype=np.float32) < L0 / FEATURES
     activations = np.zeros(active.shape, np.float32)
     activations[active] = rng.gamma(2, 5, np.count_nonzero(active))
-    hidden_states = 5 * rng.standard_normal((LAYERS, tokens, HIDDEN), dtype=np.float32)
+    hidden_states = 5 * rng.standard_normal((shape.layers, tokens, shape.hidden), dtype=np.float32)
     fragments = [" ".join(["word"] * (position + 1)) for position in range(tokens)]
     np.savez_compressed(
         folder / f"sentence_{index + 1:06d}.npz",
@@ -48,13 +56,13 @@ def make_sentence(folder: Path, index: int) -> None:
         token_positions=np.arange(tokens),
         is_final_token=np.arange(tokens) == tokens - 1,
         fragment_lengths=np.arange(1, tokens + 1),
-        embeddings=rng.standard_normal((tokens, HIDDEN), dtype=np.float32).astype(np.float16),
+        embeddings=rng.standard_normal((tokens, shape.hidden), dtype=np.float32).astype(np.float16),
         hidden_states=hidden_states.astype(np.float16),
         activations=activations,
-        layers=np.arange(LAYERS),
-        average_l0s=np.full(LAYERS, L0),
-        num_features=np.array(FEATURES),
-        hidden_dim=np.array(HIDDEN),
+        layers=np.arange(shape.layers),
+        average_l0s=np.full(shape.layers, L0 * shape.features // FEATURES),
+        num_features=np.array(shape.features),
+        hidden_dim=np.array(shape.hidden),
     )
 
 
@@ -92,17 +100,21 @@ def run_role(role: Callable[..., None], *arguments: object) -> Run:
 
 
 class Table:
-    """What, measured, bound, and whether it is kept."""
+    """What, measured, bound, and whether it is kept; or other columns than these."""
 
-    def __init__(self) -> None:
-        self.rows = [("what", "measured", "bound", "")]
+    def __init__(self, *columns: str) -> None:
+        self.rows: list[tuple[str, ...]] = [(*(columns or ("what", "measured", "bound")), "")]
 
     def add(self, what: str, value: float, unit: str = "", bound: float | None = None, detail: str = "") -> None:
         """Add a row."""
         digits = 0 if unit == "MB" else 2 if value >= 1 else 3
         measured = f"{value:,.{digits}f} {unit}".rstrip() + (f"  ({detail})" if detail else "")
         limit = "-" if bound is None else f"<= {bound:,} {unit}".rstrip()
-        self.rows.append((what, measured, limit, "" if bound is None else "ok" if value <= bound else "over"))
+        self.row(what, measured, limit, kept=None if bound is None else value <= bound)
+
+    def row(self, *cells: str, kept: bool | None = None) -> None:
+        """Add a row as it is printed."""
+        self.rows.append((*cells, "" if kept is None else "ok" if kept else "over"))
 
     def ratio(self, what: str, runs: Sequence[Run], peers: Sequence[Run], bound: float | None = None) -> None:
         """Add the median ratio of pairs, beside the median seconds of both."""
@@ -115,22 +127,35 @@ class Table:
         self.add(what, max(run.peak_mb for run in runs), "MB", bound)
 
     def __str__(self) -> str:
-        widths = [max(len(row[column]) for row in self.rows) for column in range(3)]
-        lines = ["  ".join(map(str.ljust, row, [*widths, 4])).rstrip() for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in self.rows]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
     @property
     def over(self) -> bool:
         """Whether any bound is missed."""
-        return any(row[3] == "over" for row in self.rows)
+        return any(row[-1] == "over" for row in self.rows)
 
 
 def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def ready(source: Path, sentences: int, *shape: int) -> Path:
+    """Make the input if it is not there."""
+    if not source.exists():
+        print(f"making {sentences:,} sentences in {source}", file=sys.stderr)
+        run_role(make_input, source, sentences, *shape)
+    return source
+
+
 def main(
-    description: str, measure: Callable[[Path, Path, int, int], Table], *roles: Callable[..., None], sentences: int
+    description: str,
+    measure: Callable[[Path, Path, int, int], Table],
+    *roles: Callable[..., None],
+    sentences: int,
+    runs: int = 3,
+    measure_growth: Callable[[Path, Path, int], Table] | None = None,
 ) -> None:
     """Parse, make the input, measure, print; or play a role: what a script does when it starts itself afresh."""
     by_name = {role.__name__: role for role in (make_input, *roles)}
@@ -140,18 +165,23 @@ def main(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--sentences", type=int, default=sentences, metavar="N", help="[default: %(default)s]")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "data", help="for input and stores")
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="how often each is run; medians are reported")
+    parser.add_argument(
+        "--runs", type=int, default=runs, metavar="N", help="how often each is run; medians are reported"
+    )
+    if measure_growth:
+        parser.add_argument("--growth", action="store_true", help="measure also how times grow with the sentences")
     arguments = parser.parse_args()
     if arguments.sentences < 1 or arguments.runs < 1:
         parser.error("--sentences and --runs must be at least 1")
-    source = arguments.folder.resolve() / str(arguments.sentences)
-    if not source.exists():
-        print(f"making {arguments.sentences:,} sentences in {source}", file=sys.stderr)
-        run_role(make_input, source, arguments.sentences)
+    source = ready(arguments.folder.resolve() / str(arguments.sentences), arguments.sentences)
     with tempfile.TemporaryDirectory(dir=source.parent, prefix="scratch_") as scratch:
         # As in any environment that has been used before; where bytecode is not kept, imports take 4 times as long.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(Path(scratch) / "bytecode")
         table = measure(source, Path(scratch), arguments.sentences, arguments.runs)
-    print(f"{arguments.sentences:,} sentences, {arguments.runs} runs, {os.cpu_count()} cores\n\n{table}")
+        print(
+            f"{arguments.sentences:,} sentences, {arguments.runs} runs, {os.cpu_count()} cores\n\n{table}", flush=True
+        )
+        if measure_growth and arguments.growth:
+            print(f"\n{measure_growth(source.parent, Path(scratch), arguments.runs)}")
     sys.exit(table.over)

@@ -1,15 +1,16 @@
-"""Where dask computes: in threads of this process, or on the workers of a cluster whose client is active.
+"""How lazy arrays are computed: by threads of this process, or by the workers of a cluster whose client is active.
 
-On a cluster, the graph of some arrays is cut into parts that need nothing of each other: all that is made of one chunk
-of the store is such a part, so each chunk is read once. A task computes a part or several, and only results come back.
+Their graph is cut into parts that need nothing of each other: all that is made of one chunk of the store is such a
+part, so each chunk is read once, and no scheduler has to handle each task. On a cluster only results come back.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 from functools import partial
 from hashlib import sha256
@@ -25,26 +26,26 @@ from dask.array.core import slices_from_chunks
 from dask.core import flatten, get_dependencies
 from dask.highlevelgraph import HighLevelGraph
 from dask.local import get_sync
+from dask.system import CPU_COUNT
+from dask.threaded import get as get_threaded
 
 if TYPE_CHECKING:
     from distributed import Client
 
     Array = np.ndarray[Any, Any]
     Graph = Mapping[Any, Any]
+    Part = tuple[Graph, Sequence[Any]]
+    Get = Callable[[Graph, Sequence[Any]], Sequence[Array]]
+    Assign = Callable[[Mapping[Any, Array]], None]
 
 _MOST_TASKS = 2000
-"""Tasks into which a graph is cut: each takes the scheduler of a cluster about a millisecond."""
+"""Parts into which a graph is cut: on a cluster each takes the scheduler about a millisecond."""
 
-_TASKS_AT_ONCE = 100
-"""Tasks that are sent to the scheduler together."""
+_TASKS_AT_ONCE, _BLOCKS_AT_ONCE = 100, 4
+"""Tasks that are sent to the scheduler together, which warns of more than 10 MB."""
 
 _LANES = 16
 """Datasets that wait at once for what the workers measure of them."""
-
-_HERE: dict[str, Any] = {"scheduler": "threads", "optimize_graph": False}
-"""How dask computes without a cluster, whatever scheduler the user has chosen: what is read goes into this process's
-memory; and dask's optimization is left out, because it merges selecting with reading, so that a chunk that several need
-is read again."""
 
 
 def active() -> Client | None:
@@ -63,23 +64,24 @@ def compute(arrays: Sequence[da.Array]) -> list[Array]:
 
 
 def store(arrays: Sequence[da.Array], targets: Sequence[Any]) -> None:
-    """Compute some arrays, and assign each chunk to its place in the array's target as soon as it is there."""
-    client = active()
-    if client is None:
-        da.store(list(arrays), list(targets), lock=False, **_HERE)
-        return
-    places = {
-        key: (target, place)
-        for array, target in zip(arrays, targets, strict=True)
-        for key, place in zip(_keys(array), slices_from_chunks(array.chunks), strict=True)
-    }
-    given, graph = _graph(arrays)
-    parts = _parts(graph, [key for key in places if key in graph])
-    known = {key: given[key]() for key in places if key in given}
-    for found in chain([known], _computed(client, given, parts)):
+    """Compute some arrays, and assign each chunk to its place in the array's target, by whatever thread has it."""
+    places = defaultdict(list)
+    for array, target in zip(arrays, targets, strict=True):
+        for key, place in zip(_keys(array), slices_from_chunks(array.chunks), strict=True):
+            places[key].append((target, place))
+
+    def assign(found: Mapping[Any, Array]) -> None:
         for key, values in found.items():
-            target, place = places[key]
-            target[place] = values
+            for target, place in places[key]:
+                target[place] = values
+
+    given, graph = _graph(arrays)
+    assign({key: given[key]() for key in places if key in given})
+    parts = _parts(graph, [key for key in places if key in graph])
+    if client := active():
+        _on_workers(client, parts, given, assign)
+    else:
+        _in_threads(parts, given, assign)
 
 
 def apply[T](function: Callable[[Array], T], arrays: Sequence[da.Array]) -> list[T]:
@@ -92,7 +94,7 @@ def apply[T](function: Callable[[Array], T], arrays: Sequence[da.Array]) -> list
         payloads.append(_pickled((function, given | graph, _keys(array))))
     # By name, so that what several datasets ask for at the same time is done once.
     names = [f"featurestore-{sha256(payload).hexdigest()}" for payload in payloads]
-    found: list[T] = client.gather(client.map(_apply, payloads, key=names))
+    found: list[T] = client.gather(client.map(_apply, payloads, key=names, batch_size=_BLOCKS_AT_ONCE))
     return found
 
 
@@ -122,7 +124,7 @@ def _graph(arrays: Sequence[da.Array]) -> tuple[dict[Any, Any], dict[Any, Any]]:
     return given, {key: task for key, task in needed.items() if key not in given}
 
 
-def _parts(graph: Graph, keys: Collection[Any]) -> list[tuple[dict[Any, Any], list[Any]]]:
+def _parts(graph: Graph, keys: Collection[Any]) -> list[Part]:
     """Cut a graph into at most `_MOST_TASKS` graphs that share no task, each with the keys of it that are wanted."""
     linked: dict[Any, set[Any]] = {key: set() for key in graph}
     for key in graph:
@@ -150,23 +152,47 @@ def _components(linked: Mapping[Any, set[Any]], starts: Collection[Any]) -> Iter
             yield found
 
 
-def _computed(client: Client, given: Graph, parts: Sequence[tuple[Graph, list[Any]]]) -> Iterator[dict[Any, Array]]:
-    """Yield what the workers compute of each part, by key, in the order in which it comes."""
-    from distributed import as_completed
+def _in_threads(parts: Sequence[Part], given: Graph, assign: Assign) -> None:
+    get = _getter(len(parts))
+    with ThreadPoolExecutor(CPU_COUNT) as pool:
+        try:
+            futures = [
+                pool.submit(copy_context().run, lambda part: assign(_computed(get, part, given)), part)
+                for part in parts
+            ]
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _on_workers(client: Client, parts: Sequence[Part], given: Graph, assign: Assign) -> None:
+    import distributed
 
     shared = client.submit(cloudpickle.loads, _pickled(given), pure=False)
-    payloads = [_pickled(part) for part in parts]
-    futures = client.map(_compute_part, payloads, given=shared, pure=False, batch_size=_TASKS_AT_ONCE)
+    payloads = [_pickled((_getter(len(parts)), part)) for part in parts]
+    futures = client.map(_unpickled_computed, payloads, given=shared, pure=False, batch_size=_TASKS_AT_ONCE)
     try:
-        for _, values in as_completed(futures, with_results=True):
-            yield values
+        for _, found in distributed.as_completed(futures, with_results=True):
+            assign(found)
     finally:
         client.cancel(futures)
 
 
-def _compute_part(payload: bytes, given: Graph) -> dict[Any, Array]:
-    graph, keys = cloudpickle.loads(payload)
-    return dict(zip(keys, get_sync({**given, **graph}, keys), strict=True))
+def _getter(n_parts: int) -> Get:
+    """Choose how each part is computed: where there are few, as of a mean over all sentences, by several threads."""
+    return get_sync if n_parts > CPU_COUNT else get_threaded
+
+
+def _computed(get: Get, part: Part, given: Graph) -> dict[Any, Array]:
+    graph, keys = part
+    return dict(zip(keys, get({**given, **graph}, keys), strict=True))
+
+
+def _unpickled_computed(payload: bytes, given: Graph) -> dict[Any, Array]:
+    get, part = cloudpickle.loads(payload)
+    return _computed(get, part, given)
 
 
 def _apply(payload: bytes) -> Any:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SENTENCES_PER_CHUNK = 1024
 """Sentences of a dask chunk: fewer cost more in dask than in reading."""
 
+_CHUNK_BYTES = 16 << 20
+"""Size of a dask chunk above which it has fewer: memory beyond some 32 MiB is not reused, but faulted in anew."""
+
 _NOTICEABLE = 1 << 26
 """Bytes below which nobody asks how much memory there is."""
 
@@ -114,8 +117,9 @@ def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray
 def _preferred_chunks(snapshot: Snapshot, name: str) -> dict[str, int]:
     """Return the size of a dask chunk along each dim: many sentences, and little of everything else."""
     rows, *rest = snapshot.chunk_shape(name)
-    sizes = (rows * max(1, SENTENCES_PER_CHUNK // rows), *rest)
-    return dict(zip(snapshot.arrays[name]["dimension_names"], sizes, strict=True))
+    n_bytes = math.prod((rows, *rest)) * snapshot.array(name).dtype.itemsize
+    together = max(1, min(SENTENCES_PER_CHUNK // rows, _CHUNK_BYTES // n_bytes))
+    return dict(zip(snapshot.arrays[name]["dimension_names"], (rows * together, *rest), strict=True))
 
 
 class _Readable(Protocol):

@@ -159,6 +159,13 @@ def test_parts_need_nothing_of_each_other() -> None:
         assert len(workers._parts(graph, [key for array in arrays_ for key in workers._keys(array)])) == n
 
 
+def test_one_array_for_several() -> None:
+    x = da.arange(6, chunks=2) * 2
+    first, second, third = workers.compute([x, x, x[:3]])
+    assert first.tolist() == second.tolist() == [0, 2, 4, 6, 8, 10]
+    assert third.tolist() == [0, 2, 4]
+
+
 def test_the_example(folder: Path) -> None:
     shutil.copytree(ROOT / "examples", folder / "examples")
     done = subprocess.run([sys.executable, "examples/cluster.py"], capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import featurestore
+from featurestore.cli.terminal import in_colour
 from featurestore.explore import highlight
 from featurestore.explore.neuronpedia import link
 from featurestore.explore.view import FeatureView
@@ -226,18 +227,29 @@ def test_the_command_prints_it(cli: Any, made: Any) -> None:
     complaint(cli("show", "nothing", "--layer", 1, "--feature", 3), "nothing: no such store")
 
 
-@pytest.mark.parametrize("no_color", ["", "1"])
-def test_a_terminal_has_colours_unless_its_user_wants_none(made: Any, no_color: str) -> None:
+def test_a_terminal_has_colours(made: Any) -> None:
     path, _ = made
     main, terminal = pty.openpty()
     command = [sys.executable, "-m", "featurestore", "show", path, "--layer", "1", "--feature", "6", "-q"]
-    environment = os.environ | {"NO_COLOR": no_color, "TERM": "xterm-256color"}
+    environment = os.environ | {"NO_COLOR": "", "TERM": "xterm-256color"}
     subprocess.run(command, check=True, stdout=terminal, env=environment, cwd=Path(__file__).parents[2])
     os.close(terminal)
     printed = os.read(main, 1 << 16).decode().replace("\r\n", "\n")
     os.close(main)
-    view = featurestore.show(featurestore.open_store(path), 1, 6)
-    assert printed == (f"{view}\n" if no_color else f"{view.coloured()}\n")
+    assert printed == f"{featurestore.show(featurestore.open_store(path), 1, 6).coloured()}\n"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "no_color", "term", "expected"),
+    [(True, "", "xterm", True), (True, "1", "xterm", False), (True, "", "dumb", False), (False, "", "xterm", False)],
+)
+def test_colours_are_for_terminals_whose_users_want_them(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, no_color: str, term: str, expected: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", term)
+    assert in_colour() is expected
 
 
 def test_the_page_says_all_that_the_text_says(made: Any) -> None:
