@@ -107,9 +107,11 @@ def features(
 
     Examples
     --------
-    >>> found = features(ds.sel(layer=[12, 15]))  # doctest: +SKIP
-    >>> found.pearson.sel(layer=15, feature=1022).item()  # doctest: +SKIP
-    -0.808...
+    >>> import featurestore
+    >>> ds = featurestore.open_store("stores/dishonesty.zarr")
+    >>> found = features(ds.sel(layer=[12, 15]))
+    >>> round(found.pearson.sel(layer=15, feature=1022).item(), 3)
+    -0.808
     """
     if tokens not in TOKENS:
         raise ParameterError(f"{spelled('tokens')}: expected 'final' or 'any', found {brief(tokens)}")
@@ -158,6 +160,8 @@ def _activations(ds: xr.Dataset) -> tuple[xr.DataArray, str]:
     if ACTIVATIONS not in ds:
         raise SelectionError("has no activations, so there are no features to measure")
     array = ds[ACTIVATIONS]
+    if not array.size:
+        raise SelectionError("has no activations in the selection, so there are no features to measure")
     dim = "sae" if "sae_layer" in array.coords else "layer"
     if unknown := [str(name) for name in array.dims if name not in ("sentence", "token", dim, "feature")]:
         raise SelectionError(

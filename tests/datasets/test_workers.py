@@ -13,6 +13,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 from distributed import Client, LocalCluster
 
 import featurestore
@@ -101,6 +102,13 @@ def test_the_same_bytes(folder: Path, cluster: LocalCluster, monkeypatch: pytest
     assert files("there") == files("here")
     assert not set(ARRAYS) & set(read)
     np.testing.assert_array_equal(built.X, featurestore.load_dataset(here.datasets[3].output).X)
+
+
+def test_features_are_the_same(folder: Path, cluster: LocalCluster) -> None:
+    ds = featurestore.open_store("care.zarr", chunks={})
+    here = featurestore.features(ds, tokens="any", permutations=2)
+    with Client(cluster):
+        xr.testing.assert_identical(featurestore.features(ds, tokens="any", permutations=2), here)
 
 
 def test_what_is_infinite_is_left_out(folder: Path, cluster: LocalCluster) -> None:
