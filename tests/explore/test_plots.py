@@ -54,7 +54,7 @@ def tokens(sentences: list[dict[str, Any]], name: str, position: int, *last: Any
 
 
 def test_trajectory(ds: Any, planted: Any) -> None:
-    ax = plots.trajectory(ds, layer=5, feature=3, ax=new_axes())
+    ax: Any = plots.trajectory(ds, layer=5, feature=3, ax=new_axes())
     values = tokens(planted[1], "activations", 2, 3)
     drawn = lines(ax)
     for label in range(4):
@@ -82,7 +82,7 @@ def test_a_mean_of_few_sentences_is_not_drawn(planted: Any) -> None:
 
 def test_heatmap(ds: Any, planted: Any) -> None:
     no_label = np.arange(20) == 7
-    ax = plots.heatmap(ds.assign_coords(has_label=("sentence", ~no_label)), layer=5, feature=3, ax=new_axes())
+    ax: Any = plots.heatmap(ds.assign_coords(has_label=("sentence", ~no_label)), layer=5, feature=3, ax=new_axes())
     values = tokens(planted[1], "activations", 2, 3)
     order = sorted(range(20), key=lambda row: (not no_label[row], row % 4, -np.nanmax(values[row])))
     np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), values[order].astype("f4"))
@@ -91,7 +91,7 @@ def test_heatmap(ds: Any, planted: Any) -> None:
 
 
 def test_activation(ds: Any, planted: Any) -> None:
-    ax = plots.activation(ds, layer=0, feature=2, ax=new_axes())
+    ax: Any = plots.activation(ds, layer=0, feature=2, ax=new_axes())
     values = np.array([one["activations"][0, -1, 2] for one in planted[1]], "f8")
     points = [one for one in ax.collections if hasattr(one, "get_sizes")]
     bars = [one for one in ax.collections if hasattr(one, "get_segments")]
@@ -105,7 +105,7 @@ def test_activation(ds: Any, planted: Any) -> None:
 
 
 def test_norms(ds: Any, planted: Any) -> None:
-    ax = plots.norms(ds, ax=new_axes())
+    ax: Any = plots.norms(ds, ax=new_axes())
     norms = np.array([norms_of(planted[1], row) for row in range(3)])
     there = np.count_nonzero(~np.isnan(norms[0]), axis=0) >= 10
     drawn = ax.images[0].get_array()
@@ -124,7 +124,7 @@ def norms_of(sentences: list[dict[str, Any]], row: int) -> np.ndarray[Any, Any]:
 
 
 def test_pca(ds: Any, planted: Any) -> None:
-    ax = plots.pca(ds, layer=5, ax=new_axes())
+    ax: Any = plots.pca(ds, layer=5, ax=new_axes())
     X = np.array([one["hidden_states"][2, -1] for one in planted[1]], "f8")
     U, s, _ = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
     drawn = np.empty((20, 2))
@@ -135,7 +135,7 @@ def test_pca(ds: Any, planted: Any) -> None:
 
 
 def test_l0(ds: Any, planted: Any) -> None:
-    ax = plots.l0(ds, ax=new_axes())
+    ax: Any = plots.l0(ds, ax=new_axes())
     means = np.array([(one["activations"][:, 1:] != 0).sum(axis=-1).mean(axis=-1) for one in planted[1]])
     np.testing.assert_allclose(ax.collections[1].get_offsets()[:, 1], means.mean(axis=0) / 3)
     np.testing.assert_array_equal(ax.collections[1].get_offsets()[:, 0], LAYERS)
@@ -148,7 +148,7 @@ def test_l0_of_several_saes_a_layer(tmp_path: Path) -> None:
 
     write_folder(tmp_path / "several", 3, layers=(0, 5, 5), average_l0s=(2, 20, 200))
     featurestore.ingest(tmp_path / "several", tmp_path / "s.zarr")
-    ax = plots.l0(featurestore.open_store(tmp_path / "s.zarr"), ax=new_axes())
+    ax: Any = plots.l0(featurestore.open_store(tmp_path / "s.zarr"), ax=new_axes())
     x = ax.collections[1].get_offsets()[:, 0]
     assert len(set(x)) == 3
     assert x.round().tolist() == [0, 5, 5]
@@ -157,7 +157,7 @@ def test_l0_of_several_saes_a_layer(tmp_path: Path) -> None:
 def test_separability_and_fisher_draw_what_was_measured(planted: Any) -> None:
     ds = featurestore.open_store(planted[0])
     found = featurestore.separability(ds, folds=2, repeats=1)
-    ax = plots.separability(found, ax=new_axes())
+    ax: Any = plots.separability(found, ax=new_axes())
     probe, shuffled = (container.lines[0].get_ydata() for container in ax.containers)
     np.testing.assert_allclose(probe, 100 * found.accuracy)
     np.testing.assert_allclose(shuffled, 100 * found.shuffled)
@@ -173,7 +173,7 @@ def test_separability_and_fisher_draw_what_was_measured(planted: Any) -> None:
 def test_without_axes_a_new_figure_is_drawn(planted: Any) -> None:
     import matplotlib.pyplot as plt
 
-    ax = plots.pca(featurestore.open_store(planted[0]), layer=0)
+    ax: Any = plots.pca(featurestore.open_store(planted[0]), layer=0)
     assert ax.get_figure().get_figwidth() == 3.4
     plt.close(ax.get_figure())
 

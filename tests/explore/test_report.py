@@ -178,7 +178,8 @@ def test_what_a_store_lacks_is_said_in_its_place(tmp_path: Path, lacking: str) -
         "labels": ("concept_strength_label",),
     }[lacking]
     store, _ = planted_store(tmp_path, n=6, drop=drop)
-    page = Page(featurestore.report(store, tmp_path / "r.html").read_text())
+    ds = featurestore.open_store(store).isel(layer=[0])
+    page = Page(featurestore.report(ds, tmp_path / "r.html").read_text())
     words = {
         "hidden_states": "Not compared by label: the store has no hidden states",
         "activations": "Nothing to show: the store has no activations",
