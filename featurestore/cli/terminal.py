@@ -28,6 +28,7 @@ UNITS = {
     "reading sentences": "sentences",
     "probing": "layers",
     "comparing": "layers",
+    "counting features": "SAEs",
     "measuring norms": "layers",
 }
 """What the stages of long work count, where it is not files."""

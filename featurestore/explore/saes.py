@@ -6,15 +6,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.explore.reading import MOST_SENTENCES, drawn
+from featurestore.explore.reading import drawn
 from featurestore.explore.tokens import l0, of_words
+from featurestore.schema import Progress
 from featurestore.store.info import L0_TOLERANCE
+from featurestore.strategies import sae_dim
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def measured_l0(ds: xr.Dataset, *, seed: int = 0, most: int = MOST_SENTENCES) -> xr.Dataset:
+_MOST_SENTENCES = 128
+"""Sentences of which all activations are read, which takes far longer than those of the final tokens."""
+
+
+def measured_l0(
+    ds: xr.Dataset, *, seed: int = 0, most: int = _MOST_SENTENCES, progress: Progress = lambda *_: None
+) -> xr.Dataset:
     """Compare the L0 measured at all tokens but special ones with the nominal one. Reads all activations, SAE by SAE.
 
     Parameters
@@ -23,6 +31,8 @@ def measured_l0(ds: xr.Dataset, *, seed: int = 0, most: int = MOST_SENTENCES) ->
         An open store, or a selection of it that keeps its dims. Sentences with non-finite values are left out.
     seed, most : int
         Of more sentences, so many are drawn at random.
+    progress : callable
+        Called as ``progress(what, done, total)``.
 
     Returns
     -------
@@ -37,7 +47,12 @@ def measured_l0(ds: xr.Dataset, *, seed: int = 0, most: int = MOST_SENTENCES) ->
     """
     import xarray as xr
 
-    active = l0(ds := drawn(ds, most, seed))
+    ds, dim = drawn(ds, most, seed), sae_dim(ds)
+    n, parts = ds.sizes.get(dim, 1), []
+    for position in range(n):
+        parts.append(l0(ds.isel({dim: [position]} if dim in ds.dims else {})).compute())
+        progress("counting features", position + 1, n)
+    active = xr.concat(parts, dim)
     means = of_words(active).mean("token").values
     low, high = np.nanquantile(means, [0.05, 0.95], axis=0)
     variables = {

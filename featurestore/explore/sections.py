@@ -155,7 +155,7 @@ def _of_probe(found: xr.Dataset, best: int) -> str:
 def _saes(ds: xr.Dataset, progress: Progress) -> dict[str, Any]:
     """Measure the SAEs, and show the features that say most of the label."""
     try:
-        measured, found = measured_l0(ds), features(ds, progress=progress)
+        measured, found = measured_l0(ds, progress=progress), features(ds, progress=progress)
     except SelectionError as error:
         return {"why": str(error), "figures": [], "table": None, "features": None}
     never = (found["density"] == 0).sum("feature").values.ravel()

@@ -225,13 +225,13 @@ def fisher_ratio(
 
     hidden_states = _hidden_states(ds := drawn_labelled(ds, most, seed))
     rng, labels = np.random.default_rng(seed), ds["label"].values
-    ways = [labels, *(rng.permutation(labels) for _ in range(permutations))]
+    ways = np.array([labels, *(rng.permutation(labels) for _ in range(permutations))])
     layers, ratios = [*by_layer(hidden_states)], []
     for done, (_, array) in enumerate(layers, 1):
         X = at_final_token(array)
         spread = X.std(axis=0)
         X = (X - X.mean(axis=0))[:, spread > 0] / spread[spread > 0]
-        ratios.append([_pseudo_f(X, way) for way in ways])
+        ratios.append(_pseudo_f(X, ways))
         progress("comparing", done, len(layers))
     found = np.array(ratios)
     shuffled = np.quantile(found[:, 1:], 0.95, axis=1) if permutations else np.full(len(found), np.nan)
@@ -242,15 +242,18 @@ def fisher_ratio(
     )
 
 
-def _pseudo_f(X: Array, labels: Array) -> float:
-    """Return the ratio for standardized values, (sentence, dim)."""
-    _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    member = (label == np.arange(len(counts))[:, None]).astype(X.dtype)
-    between = float((((member @ X) ** 2).sum(axis=1) / counts).sum())
+def _pseudo_f(X: Array, ways: Array) -> Array:
+    """Return the ratio of standardized values, (sentence, dim), for each way to label them, (way, sentence)."""
+    kinds, counts = np.unique(ways[0], return_counts=True)
+    n, k = len(X), len(kinds)
+    if n <= k:
+        return np.full(len(ways), np.nan)
+    member = (ways[:, None] == kinds[:, None]).astype(X.dtype)
+    sums = (member.reshape(-1, n) @ X).reshape(len(ways), k, -1)  # one product for all ways
+    between = ((sums**2).sum(axis=2, dtype=np.float64) / counts).sum(axis=1)
     within = X.size - between  # each standardized column has the sum of squares n
-    if len(X) <= len(counts) or within <= 0:
-        return float("nan")
-    return between / (len(counts) - 1) / (within / (len(X) - len(counts)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(within > 0, between / (k - 1) / (within / (n - k)), np.nan))
 
 
 def _hidden_states(ds: xr.Dataset) -> xr.DataArray:

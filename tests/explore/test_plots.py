@@ -10,11 +10,13 @@ import matplotlib
 import numpy as np
 import pytest
 import scipy.stats
+import xarray as xr
 from matplotlib.figure import Figure
 
 import featurestore
 from featurestore.explore import plots
 from featurestore.explore.plots.saving import KINDS
+from featurestore.explore.reading import drawn
 from featurestore.schema import PLOTS
 from tests.explore.planted import LAYERS, planted_store
 from tests.refusals import accepted, refused
@@ -240,3 +242,16 @@ def test_a_missing_extra_is_named(planted: Any, cli: Any, monkeypatch: pytest.Mo
     refused(cli("plot", "l0", planted[0], "--output", "a.svg"), "needs matplotlib", "pip install 'featurestore[plots]'")
     monkeypatch.setitem(sys.modules, "jinja2", None)
     refused(cli("report", planted[0], "--output", "a.html"), "needs jinja2", "pip install 'featurestore[report]'")
+
+
+def test_of_many_sentences_whole_blocks_are_drawn() -> None:
+    """Few chunks are read then, and what is not finite is left out."""
+    n = 1000
+    ds = xr.Dataset(coords={"sentence": np.arange(n), "n_nonfinite": ("sentence", np.arange(n) % 100 == 0)})
+    kept = drawn(ds, most=100).sentence.values
+    assert len(kept) == 100
+    assert (np.diff(kept) > 0).all()
+    assert not (kept % 100 == 0).any()
+    assert len({*(kept // 32)}) <= 5
+    assert (drawn(ds, most=100, seed=1).sentence.values != kept).any()
+    assert drawn(ds, most=n).sizes["sentence"] == 990

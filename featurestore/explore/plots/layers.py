@@ -105,7 +105,7 @@ def _used(found: xr.Dataset) -> str:
     return f"{found.attrs['sentences']:,} sentences"
 
 
-def l0(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def l0(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress = lambda *_: None) -> Axes:
     """Draw for each SAE how many features are active at a token, divided by its nominal average L0.
 
     Points are means over all tokens but special ones; bars hold the means of 90 % of the sentences.
@@ -113,10 +113,12 @@ def l0(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     ds : xarray.Dataset
-        An open store, or a selection of it that keeps its dims, of which 2,000 sentences are drawn at random if there
+        An open store, or a selection of it that keeps its dims, of which 128 sentences are drawn at random if there
         are more; or what `featurestore.explore.saes.measured_l0` has found.
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default on a new figure, as wide as a column.
+    progress : callable
+        Called as ``progress(what, done, total)``.
 
     Returns
     -------
@@ -130,7 +132,7 @@ def l0(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
-        found = ds if "nominal" in ds else measured_l0(ds)
+        found = ds if "nominal" in ds else measured_l0(ds, progress=progress)
         nominal = found["nominal"].values
         mean, low, high = (found[name].values / nominal for name in ("measured", "low", "high"))
         ax.axhspan(1 / L0_TOLERANCE, L0_TOLERANCE, color=style.QUIET, alpha=0.15, linewidth=0)
