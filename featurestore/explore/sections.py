@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,33 +115,44 @@ def _figure(kind: str, title: str, caption: str, ds: xr.Dataset, **options: Any)
 
 def _layers(ds: xr.Dataset, progress: Progress) -> dict[str, Any]:
     """Compare the layers by how well the labels can be told apart."""
-    norms = _figure(
-        "norms", "Norms of the hidden states by layer and token", "Median norm, by layer and token.", ds,
-        progress=progress,
-    )  # fmt: skip
-    try:
-        found, ratios = separability(ds, progress=progress), fisher_ratio(ds, progress=progress)
-    except SelectionError as error:
-        return {"why": str(error), "figures": [norms], "table": None}
-    best = int(found["layer"].values[found["accuracy"].values.argmax()])
+    found, why = _tried(separability, ds, progress)
+    ratios, why_no_ratio = _tried(fisher_ratio, ds, progress)
+    norms = _figure("norms", "Norms by layer and token", "Median norm, by layer and token.", ds, progress=progress)
+    if ratios is None:
+        return {"why": why_no_ratio, "figures": [norms], "table": None}
+    by = ratios["ratio"] if found is None else found["accuracy"]
+    best = int(by["layer"].values[np.argmax(np.nan_to_num(by.values, nan=-1))])
+    of_probe = "" if found is None else _of_probe(found, best)
     figures = [
-        _figure("separability", "Accuracy of a probe by layer", _of_probe(found, best), found),
+        Figure("separability", "Accuracy of a probe.", why=why) if found is None
+        else _figure("separability", "Accuracy of a probe by layer", of_probe, found),
         _figure("fisher", "Fisher ratio by layer", "Variance between labels, divided by the variance within.", ratios),
         _figure(
             "pca", f"Principal components of layer {best}",
-            f"Final tokens in layer {best}, where the probe is best, along the two directions in which they vary most.",
+            f"Final tokens in layer {best}, where labels are best told apart, along the directions of most variance.",
             ds, layer=best,
         ),
         norms,
     ]  # fmt: skip
-    columns = [100 * found["accuracy"], 100 * found["accuracy_error"], 100 * found["shuffled"]]
-    rows = zip(*([*map(float, column)] for column in (*columns, ratios["ratio"], ratios["shuffled"])), strict=True)
-    table = Table(
-        "How well the labels can be told apart",
-        ("layer", "accuracy, %", "± standard error", "shuffled labels, %", "Fisher ratio", "95 % of shuffled below"),
-        [(layer, *row) for layer, row in zip(found["layer"].values.tolist(), rows, strict=True)],
-    )
-    return {"why": "", "figures": figures, "table": table}
+    return {"why": "", "figures": figures, "table": _layer_table(found, ratios)}
+
+
+def _tried(measure: Callable[..., xr.Dataset], ds: xr.Dataset, progress: Progress) -> tuple[xr.Dataset | None, str]:
+    """Return what is measured, or why it cannot be."""
+    try:
+        return measure(ds, progress=progress), ""
+    except SelectionError as error:
+        return None, str(error)
+
+
+def _layer_table(found: xr.Dataset | None, ratios: xr.Dataset) -> Table:
+    columns = {"layer": ratios["layer"].values.tolist()}
+    if found is not None:
+        names = {"accuracy, %": "accuracy", "± standard error": "accuracy_error", "shuffled labels, %": "shuffled"}
+        columns |= {title: (100 * found[name]).values.tolist() for title, name in names.items()}
+    columns |= {"Fisher ratio": ratios["ratio"].values.tolist()}
+    columns |= {"95 % of shuffled below": ratios["shuffled"].values.tolist()}
+    return Table("How well the labels can be told apart", tuple(columns), [*zip(*columns.values(), strict=True)])
 
 
 def _of_probe(found: xr.Dataset, best: int) -> str:

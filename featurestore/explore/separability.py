@@ -122,7 +122,12 @@ def _rounds(ds: xr.Dataset, folds: int, repeats: int, seed: int, *, shuffled: bo
         labels = ds["label"].values
         if shuffled:
             labels = np.random.default_rng(number).permutation(labels)
-        divided = split(ds.assign_coords(label=("sentence", labels)), SplitOptions(folds=folds, seed=number))
+        options = SplitOptions(folds=folds, seed=number)
+        try:
+            divided = split(ds.assign_coords(label=("sentence", labels)), options)
+        except SelectionError as error:
+            reason = str(error).partition(": ")[2]
+            raise SelectionError(f"cannot be cross-validated in {folds} folds: {reason}") from None
         assert divided.fold is not None
         yield _Round(labels, divided.fold, divided.near, shuffled)
 

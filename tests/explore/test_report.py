@@ -188,6 +188,19 @@ def test_what_a_store_lacks_is_said_in_its_place(tmp_path: Path, lacking: str) -
     assert words in "".join(page.texts["p"])
 
 
+def test_without_a_probe_layers_are_compared_all_the_same(tmp_path: Path) -> None:
+    """One sentence in two versions cannot be divided without leakage."""
+    store, _ = planted_store(tmp_path, n=4)
+    ds = featurestore.open_store(store).sel(layer=[5])
+    ds = ds.assign_coords(text=("sentence", ["the same words", "the same words!"] * 2))
+    page = Page(featurestore.report(ds, tmp_path / "r.html").read_text())
+    assert "Not drawn: the store cannot be cross-validated in 5 folds: the 4 sentences" in "".join(
+        page.texts["figcaption"]
+    )
+    assert "fisher-title" in page.all("svg")[0]["aria-labelledby"]
+    assert "accuracy" not in page.texts["table"][0]
+
+
 def test_command(tmp_path: Path, cli: Any) -> None:
     store, _ = planted_store(tmp_path, n=4, drop=("hidden_states", "activations", "average_l0s", "num_features"))
     assert "r.html: report of " in accepted(cli("report", store, "--output", "r.html"))
