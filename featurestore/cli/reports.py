@@ -104,10 +104,9 @@ def features(best: xr.Dataset) -> str:
         lines.append(
             f"a recipe's `rank_by: {_RANKINGS[about['by']]}` finds the same; with a split, in its training rows"
         )
-    hidden = {name for name in columns if name.startswith("mean_")} | (
-        {"average_l0"} if "layer" in best.coords else set()
-    )
-    cells = [[name, *(_figure(name, value) for value in columns[name])] for name in columns if name not in hidden]
+    in_csv_alone = ("mean_", "average_l0") if "layer" in best.coords else ("mean_",)
+    visible = [name for name in columns if not name.startswith(in_csv_alone)]
+    cells = [[name, *(_figure(name, value) for value in columns[name])] for name in visible]
     return "\n".join([*lines, "", *table([*zip(*cells, strict=True)], str.rjust)])
 
 
@@ -123,7 +122,7 @@ def _feature_columns(best: xr.Dataset) -> dict[str, list[float]]:
     layer = "sae_layer" if "sae_layer" in best.coords else "layer"
     arrays = {"layer": best[layer], "average_l0": best["average_l0"], "feature_id": best["feature"]}
     arrays |= {str(name): array for name, array in best.data_vars.items() if array.dims == ("rank",)}
-    arrays |= {f"mean_{label.item():g}": best["mean_by_label"].sel(label=label) for label in best["label"]}
+    arrays |= {f"mean_{label.item()}": best["mean_by_label"].sel(label=label) for label in best["label"]}
     return {name: array.values.tolist() for name, array in arrays.items()}
 
 
@@ -132,7 +131,7 @@ def _figure(name: str, value: float) -> str:
         return f"{value:+.3f}"
     if name in ("p", "q"):
         return f"{value:.1e}"
-    return f"{value:g}" if isinstance(value, int) or name == "average_l0" else f"{value:.3g}"
+    return str(value) if isinstance(value, int) or name == "average_l0" else f"{value:.3g}"
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:

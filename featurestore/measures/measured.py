@@ -35,9 +35,9 @@ def measured(active: Active, labels: Array, kinds: Array, *, permutations: int, 
         `chance` (permutation,) as of `strongest_by_chance`.
     """
     has_label = ~np.isnan(labels)
-    alone = Moments.of(active, np.zeros(active.n_rows))
-    active, labels = in_order(active.of_rows(has_label)), labels[has_label]
+    whole, active, labels = active, in_order(active.of_rows(has_label)), labels[has_label]
     moments = Moments.of(active, labels)
+    alone = moments if has_label.all() else Moments.of(whole, np.zeros(whole.n_rows))
     lowest, highest = (labels.min(), labels.max()) if len(labels) else (np.nan, np.nan)
     ends = (labels == lowest) | (labels == highest)
     by_label = mean_by_label(active, labels, kinds)

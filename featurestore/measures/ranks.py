@@ -12,7 +12,10 @@ Array = NDArray[np.float64]
 
 def in_order(active: Active) -> Active:
     """Sort by feature, and each feature by its values, as the measures below need them."""
-    order = np.lexsort((active.values, active.features))
+    order = np.argsort(active.values)
+    # In the smallest type, as numpy sorts by radix what has two bytes.
+    features = active.features.astype(np.min_scalar_type(active.n_features))
+    order = order[np.argsort(features[order], kind="stable")]
     return active._replace(values=active.values[order], rows=active.rows[order], features=active.features[order])
 
 

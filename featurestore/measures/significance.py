@@ -95,13 +95,13 @@ def strongest_by_chance(active: Active, labels: Array, moments: Moments, permuta
     ndarray, (permutation,) float64
         NaN if all features, or the labels, are constant.
     """
+    varies = ~np.isnan(moments.scale)
+    if not varies.any():
+        return np.full(permutations, np.nan)
     rng = np.random.default_rng(seed)
-    scale = moments.scale
-    values, label = active.values.astype(np.float64), labels - labels.mean() if len(labels) else labels
-    found = np.full(permutations, np.nan)
-    if np.isnan(scale).all():
-        return found
-    for permutation in range(permutations):
-        products = active.sums(values * rng.permutation(label)[active.rows])
-        found[permutation] = np.nanmax(np.abs(products) / scale)
-    return found
+    label = labels - labels.mean()
+    # Each value and index is used again and again: divided and converted once.
+    values = active.values / np.where(varies, moments.scale, np.inf)[active.features]
+    active = active._replace(rows=active.rows.astype(np.intp), features=active.features.astype(np.intp))
+    sums = (active.sums(values * rng.permutation(label)[active.rows]) for _ in range(permutations))
+    return np.array([np.abs(correlations).max() for correlations in sums])

@@ -262,7 +262,7 @@ def test_without_docstrings(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(f"stores: s.zarr\ndatasets: [{{strategy: {CONCEPT}, layer: 0}}]")
     lines = [
         "--help", f"ingest {folder} --store s.zarr", "info s.zarr", f"verify s.zarr --source {folder}", build,
-        "build --help", "sweep r.yaml", "sweep --schema", "datasets out",
+        "features s.zarr --min-active 1", "build --help", "sweep r.yaml", "sweep --schema", "datasets out",
     ]  # fmt: skip
     result = process("-OO", "-c", script, *lines, folder=tmp_path)
     ends = [f"{line.split()[0]} 0" for line in lines]

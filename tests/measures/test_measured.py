@@ -44,7 +44,7 @@ def expected(column: Array, label: Array) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:An input array is nearly constant")
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data(), n=st.integers(3, 12), dtype=st.sampled_from(["f2", "f4"]))
 def test_few_sentences(data: st.DataObject, n: int, dtype: str) -> None:
     """With many ties, negative values, and sentences that have no label."""
