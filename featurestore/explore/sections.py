@@ -31,8 +31,8 @@ _TOP, _SHOWN, _SENTENCES = 20, 5, 5
 
 _NEEDED = ("sentence", "label", "has_label", "text", "n_tokens", "n_nonfinite")
 
-_DUPLICATES = 10
-"""Groups of near-duplicates that are shown."""
+_LISTED = 10
+"""Near-duplicates, groups of them, and files left out, that are listed."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def all_of(ds: xr.Dataset, stored: StoreInfo | None, progress: Progress) -> dict
     return {
         "facts": [*_facts(ds, stored)],
         "findings": [*found, *saes.pop("findings", [])],
-        "duplicates": [[texts[position] for position in members] for members in duplicates[:_DUPLICATES]],
-        "skipped": stored.skipped if stored else (),
+        "duplicates": [[texts[position] for position in members] for members in duplicates],
+        "skipped": [f"{file}: {reason}" for file, reason in stored.skipped] if stored else [],
+        "most_listed": _LISTED,
         "layers": layers,
         "saes": saes,
     }

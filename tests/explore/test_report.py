@@ -201,6 +201,16 @@ def test_without_a_probe_layers_are_compared_all_the_same(tmp_path: Path) -> Non
     assert "accuracy" not in page.texts["table"][0]
 
 
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    store, _ = planted_store(tmp_path, drop=("hidden_states", "activations", "average_l0s", "num_features"))
+    ds = featurestore.open_store(store).assign_coords(
+        text=("sentence", [f"the very same words {n}" for n in range(20)])
+    )
+    page = Page(featurestore.report(ds, tmp_path / "r.html").read_text())
+    assert "20 sentences are nearly the same as another, in 1 group" in "".join(page.texts["li"])
+    assert "and 10 more" in page.texts["li"]
+
+
 def test_command(tmp_path: Path, cli: Any) -> None:
     store, _ = planted_store(tmp_path, n=4, drop=("hidden_states", "activations", "average_l0s", "num_features"))
     assert "r.html: report of " in accepted(cli("report", store, "--output", "r.html"))
