@@ -233,7 +233,7 @@ def fisher_ratio(
     ways = np.array([labels, *(rng.permutation(labels) for _ in range(permutations))])
     layers, ratios = [*by_layer(hidden_states)], []
     for done, (_, array) in enumerate(layers, 1):
-        X = at_final_token(array)
+        X = at_final_token(array).astype(np.float64)  # so that every machine finds, and draws, the same
         spread = X.std(axis=0)
         X = (X - X.mean(axis=0))[:, spread > 0] / spread[spread > 0]
         ratios.append(_pseudo_f(X, ways))
@@ -255,7 +255,7 @@ def _pseudo_f(X: Array, ways: Array) -> Array:
         return np.full(len(ways), np.nan)
     member = (ways[:, None] == kinds[:, None]).astype(X.dtype)
     sums = (member.reshape(-1, n) @ X).reshape(len(ways), k, -1)  # one product for all ways
-    between = ((sums**2).sum(axis=2, dtype=np.float64) / counts).sum(axis=1)
+    between = ((sums**2).sum(axis=2) / counts).sum(axis=1)
     within = X.size - between  # each standardized column has the sum of squares n
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(within > 0, between / (k - 1) / (within / (n - k)), np.nan))
