@@ -42,8 +42,10 @@ def _left(group: Path, limit: str, usage: str) -> int | None:
     allowed, used = _read(group / limit).strip(), _read(group / usage).strip()
     if not (allowed.isdecimal() and used.isdecimal()):
         return None
-    cache = re.search(r"^(?:total_)?inactive_file (\d+)", _read(group / "memory.stat"), re.MULTILINE)
-    return max(0, int(allowed) - int(used) + int(cache[1] if cache else 0))
+    stat: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", _read(group / "memory.stat"), re.MULTILINE))
+    # In version 1 only what is named total_ is, as the usage, that of the groups below, too.
+    cache = sum(int(stat.get(f"total_{name}", stat.get(name, "0"))) for name in ("active_file", "inactive_file"))
+    return max(0, int(allowed) - int(used) + cache)
 
 
 def _or_infinite(number: int | None) -> float:

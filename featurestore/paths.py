@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import TypeGuard
 
 from featurestore.errors import ParameterError, brief, shortened
 
 PathLike = str | os.PathLike[str]
 
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095
+_URL = re.compile(r"[a-z][a-z0-9+.-]*(://|::.*://)|zip::")
+
+
+def is_url(path: object) -> TypeGuard[str]:
+    """Tell whether something is a URL, as fsspec writes them: ``s3://bucket/a``, ``zip::s3://bucket/a.zip``."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def without_secrets(text: str) -> str:
+    """Leave out passwords and queries, which may be signatures, of the URLs in a text."""
+    text = re.sub(r"(?<=://)[^\s/@:]*:[^\s/@]*@", "***@", text)
+    return re.sub(r"(://[^\s?'\"]*\?)[^\s'\")]*", r"\1***", text)
 
 
 def as_path(path: PathLike) -> Path:
@@ -18,13 +32,18 @@ def as_path(path: PathLike) -> Path:
     Raises
     ------
     ParameterError
-        If `path` is something else, no path that a file can have, or names an unknown user.
+        If `path` is something else, a URL, no path that a file can have, or names an unknown user.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
         raise ParameterError(f"expected a path, as text or pathlib.Path, found {brief(path)}")
     if not text:
         raise ParameterError("expected a path, found an empty text; write . for the working folder")
+    if is_url(text):
+        readable = "stores are read from URLs, by open_store, info, build, sweep and datasets; all else needs a path"
+        raise ParameterError(
+            f"{shortened(without_secrets(text))}: expected a path of this machine, found a URL; {readable}"
+        )
     try:
         found = Path(text).expanduser()
         encoded = os.fsencode(found)

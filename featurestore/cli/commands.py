@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from featurestore.cli import options
-from featurestore.cli.terminal import Boundary, Echo, Progress, UserPath, in_colour, logger, say, verbosity
+from featurestore.cli.terminal import Boundary, Echo, Progress, StorePath, UserPath, in_colour, logger, say, verbosity
 from featurestore.errors import ParameterError, lacking
 from featurestore.schema import (
     ATTRIBUTES,
@@ -107,10 +107,11 @@ def ingest(folder: Path, store: Path | None, **options: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an output that has other content.")
 @click.option("--drop-nonfinite", is_flag=True, help="Leave out sentences with NaN or infinity, and record them.")
 @click.option("--wait", is_flag=True, help="Wait while another process writes the store.")
+@options.storage_options
 @verbosity
 def build(
     strategy: str,
-    source: Path,
+    source: Path | str,
     normalize: str | None,
     test_size: float | None,
     folds: int | None,
@@ -121,6 +122,7 @@ def build(
     overwrite: bool,
     drop_nonfinite: bool,
     wait: bool,
+    storage_options: dict[str, Any] | None,
     **options: Any,
 ) -> None:
     """Build a dataset NPZ from the final tokens of a store."""
@@ -130,7 +132,7 @@ def build(
         path, dataset = building.build_file(
             source, strategy, options, normalize=normalize, test_size=test_size, folds=folds, seed=seed,
             group_by=group_by, stats_from=stats_from, output=output, overwrite=overwrite,
-            drop_nonfinite=drop_nonfinite, wait=wait, progress=progress,
+            drop_nonfinite=drop_nonfinite, wait=wait, storage_options=storage_options, progress=progress,
         )  # fmt: skip
     n, d = dataset.data.shape
     say(f"{path}: X {n} x {d}, y {dataset.y.dtype}, {dataset.normalization.method}")
@@ -142,9 +144,12 @@ def build(
 @click.option("--force", is_flag=True, help="Build again what is up to date, and replace files of other content.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, for editors, and exit.")
 @click.option("--wait", is_flag=True, help="Wait while another process writes a store.")
+@options.storage_options
 @options.plugin
 @verbosity
-def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: bool) -> None:
+def sweep(
+    recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: bool, storage_options: dict[str, Any] | None
+) -> None:
     """Build all datasets of a RECIPE, a YAML file; folders of sentence NPZs that it names are ingested first.
 
     Each piece of a store is read once for all of them. What is up to date is skipped, so the same command also goes on
@@ -161,13 +166,16 @@ def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: b
     from featurestore.recipes import sweep as sweeping
 
     with Progress() as progress:
-        done = sweeping.sweep(recipe, dry_run=dry_run, force=force, wait=wait, progress=progress)
+        done = sweeping.sweep(
+            recipe, dry_run=dry_run, force=force, wait=wait, storage_options=storage_options, progress=progress
+        )
     say(reports.sweep(done, dry_run))
 
 
 @main.command("datasets")
 @click.argument("folder", default=DATASETS, type=UserPath())
-@click.option("--stores", default=STORES, type=UserPath(), help="Folder of their stores.")
+@click.option("--stores", default=STORES, type=StorePath(), help="Folder of their stores, or its URL.")
+@options.storage_options
 @click.option("--strategy", type=options.StrategyName(), help="Only of this strategy.")
 @options.plugin
 @click.option("--layer", type=int, help="Only with this layer, in X or y.")
@@ -180,7 +188,8 @@ def sweep(recipe: Path | None, dry_run: bool, force: bool, schema: bool, wait: b
 @verbosity
 def datasets_command(
     folder: Path,
-    stores: Path,
+    stores: Path | str,
+    storage_options: dict[str, Any] | None,
     strategy: str | None,
     layer: int | None,
     feature: int | None,
@@ -191,19 +200,22 @@ def datasets_command(
     from featurestore.cli import reports
     from featurestore.datasets import library
 
-    entries = library.list_datasets(folder, stores, strategy=strategy, layer=layer, feature=feature, stale=stale)
+    entries = library.list_datasets(
+        folder, stores, strategy=strategy, layer=layer, feature=feature, stale=stale, storage_options=storage_options
+    )
     say(reports.datasets(entries, form))
 
 
 @main.command()
-@click.argument("store", type=UserPath())
+@click.argument("store", type=StorePath())
+@options.storage_options
 @verbosity
-def info(store: Path) -> None:
+def info(store: Path | str, storage_options: dict[str, Any] | None) -> None:
     """Summarize a STORE, and compare its SAEs' nominal average L0 with the L0 measured at the final tokens."""
     from featurestore.cli import reports
     from featurestore.store import info as inspection
 
-    say(reports.info(inspection.info(store)))
+    say(reports.info(inspection.info(store, storage_options=storage_options)))
 
 
 @main.command("features")

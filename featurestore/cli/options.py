@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from featurestore.cli.terminal import UserPath
+from featurestore.cli.terminal import StorePath
 from featurestore.ranges import Numbers, format_numbers
 from featurestore.strategies import NUMBER, Option, Strategy, list_strategies, load_plugin
 
@@ -42,12 +43,24 @@ def _load(ctx: click.Context, _param: click.Parameter, plugins: Sequence[str]) -
             load_plugin(path)
 
 
-def _only_one(_ctx: click.Context, param: click.Parameter, values: Sequence[Path]) -> Path | None:
+def _only_one(_ctx: click.Context, param: click.Parameter, values: Sequence[Path | str]) -> Path | str | None:
     if len(values) > 1:
         raise click.UsageError(
             f"{param.opts[0]}: expected one, found {len(values)}; several stores are for recipes: stores: [...]"
         )
     return values[0] if values else None
+
+
+def _parsed(_ctx: click.Context, param: click.Parameter, text: str | None) -> dict[str, Any] | None:
+    """Read JSON; what it says may be secret, so that no message shows it."""
+    try:
+        if text is None or isinstance(options := json.loads(text), dict):
+            return None if text is None else options
+    except (ValueError, RecursionError):
+        pass
+    raise click.UsageError(
+        f"{param.opts[0]}: expected a JSON object, such as '{{\"anon\": true}}', found something else"
+    )
 
 
 plugin = click.option(
@@ -70,8 +83,16 @@ source = click.option(
     required=True,
     multiple=True,
     callback=_only_one,
-    type=UserPath(),
-    help="A store, or a folder of sentence NPZs: its store is stores/<folder name>.zarr, brought up to date first.",
+    type=StorePath(),
+    help="A store, its zip or its URL; or a folder of sentence NPZs: its store is stores/<folder name>.zarr, brought"
+    " up to date first.",
+)
+
+storage_options = click.option(
+    "--storage-options",
+    metavar="JSON",
+    callback=_parsed,
+    help="What fsspec needs to open a URL; credentials rather in its configuration or the environment.",
 )
 
 

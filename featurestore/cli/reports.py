@@ -47,7 +47,7 @@ def info(found: StoreInfo) -> str:
         "features": f"{found.features:,}",
         "dtypes": ", ".join(f"{name} {dtype}" for name, dtype in found.dtypes.items()),
         "non-finite values": f"{found.nonfinite_values:,} in {found.nonfinite_sentences:,} sentences",
-        "on disk": f"{found.bytes_on_disk / 1e6:,.1f} MB",
+        "on disk": "unknown" if found.bytes_on_disk is None else f"{found.bytes_on_disk / 1e6:,.1f} MB",
         "left out": f"{len(found.skipped):,} files",
     }
     rows |= {name.replace("_", " "): text for name, text in found.described.items() if name in ATTRIBUTES}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 import click
 
 from featurestore.errors import FeatureStoreError, ParameterError, shown, speaking
-from featurestore.paths import as_path
+from featurestore.paths import as_path, is_url
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -202,6 +202,14 @@ class UserPath(click.Path):
             return as_path(value)
         except ParameterError as error:
             self.fail(str(error), param, ctx)
+
+
+class StorePath(UserPath):
+    """The path of a store, or its URL, which stays text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a path, or leave a URL as it is."""
+        return value if is_url(value) else super().convert(value, param, ctx)
 
 
 class Progress(AbstractContextManager["Progress"]):

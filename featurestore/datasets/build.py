@@ -19,6 +19,7 @@ from featurestore.datasets.view import StoreView
 from featurestore.paths import PathLike
 from featurestore.schema import MIN_ACTIVE, Progress
 from featurestore.store.ingest import find_store
+from featurestore.store.location import Location, StorageOptions
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def build(
     group_by: str | None = None,
     stats_from: PathLike | None = None,
     wait: bool = False,
+    storage_options: StorageOptions | None = None,
     **options: Any,
 ) -> Dataset:
     """Build one dataset from the final tokens of a store.
@@ -44,7 +46,8 @@ def build(
     Parameters
     ----------
     store : str or PathLike
-        The store, or a folder of sentence NPZs, whose store ``stores/<folder name>.zarr`` is brought up to date first.
+        The store, a zip of it or its URL; or a folder of sentence NPZs, whose store ``stores/<folder name>.zarr`` is
+        brought up to date first.
     strategy : str
         A registered strategy, such as ``"hidden-to-concept"``.
     normalize : str, optional
@@ -62,6 +65,8 @@ def build(
         A dataset of the same strategy and input, whose normalization is used instead of fitting one.
     wait : bool
         Wait while another process writes the store, instead of raising.
+    storage_options : mapping, optional
+        What fsspec needs to open a URL (see `open_store`).
     **options
         The strategy's options, such as ``layers="0-2,10"``.
 
@@ -83,7 +88,7 @@ def build(
     StrategyError
         If what the strategy returns is no dataset.
     StoreError
-        If `store` is not a store.
+        If `store` is not a store, or cannot be reached.
     SourceError, NpzError
         As `ingest`, for a folder.
     """
@@ -92,7 +97,8 @@ def build(
         test_size=test_size, folds=folds, seed=seed, group_by=group_by,
     )  # fmt: skip
     path = None if output is None else check_output(output)
-    return build_plan(find_store(store, wait=wait), plan, path, overwrite=overwrite)
+    found = find_store(store, storage_options=storage_options, wait=wait)
+    return build_plan(found, plan, path, overwrite=overwrite)
 
 
 def build_file(
@@ -103,6 +109,7 @@ def build_file(
     output: PathLike | None = None,
     overwrite: bool = False,
     wait: bool = False,
+    storage_options: StorageOptions | None = None,
     progress: Progress = lambda *_: None,
     **further: Any,
 ) -> tuple[Path, Dataset]:
@@ -124,7 +131,7 @@ def build_file(
     """
     plan = plan_of(strategy, options, **further)
     path = None if output is None else check_output(output)
-    found = find_store(store, wait=wait, progress=progress)
+    found = find_store(store, storage_options=storage_options, wait=wait, progress=progress)
     path = path or default_output(found, plan)
     return path, build_plan(found, plan, path, overwrite=overwrite)
 
@@ -149,7 +156,7 @@ def plan_of(
     )  # fmt: skip
 
 
-def build_plan(store: Path, plan: Plan, output: Path | None = None, *, overwrite: bool = False) -> Dataset:
+def build_plan(store: Location, plan: Plan, output: Path | None = None, *, overwrite: bool = False) -> Dataset:
     """Build the dataset of a validated plan; otherwise as `build`."""
     view = StoreView(store)
     view.check(plan)

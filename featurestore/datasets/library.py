@@ -16,10 +16,11 @@ from featurestore.datasets import dataset as datasets
 from featurestore.datasets import journal
 from featurestore.datasets.fingerprints import fingerprint, sentences_digest
 from featurestore.datasets.journal import File, located
-from featurestore.errors import DatasetError, FeatureStoreError, NpzError, StoreError, shown
+from featurestore.errors import DatasetError, FeatureStoreError, NpzError, StoreError, StoreNotFoundError, shown
 from featurestore.paths import PathLike, as_path
 from featurestore.schema import STORES
 from featurestore.splits.split import SplitOptions
+from featurestore.store.location import Location, StorageOptions, location
 from featurestore.store.snapshot import Snapshot, is_store, store_name
 from featurestore.strategies import list_strategies
 
@@ -93,6 +94,7 @@ def list_datasets(
     layer: int | None = None,
     feature: int | None = None,
     stale: bool | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> list[DatasetEntry]:
     """List the datasets below a folder, by what their files say; X and y are not read.
 
@@ -101,7 +103,7 @@ def list_datasets(
     folder : str or PathLike
         Searched with all its folders. Other NPZ files are left out, with one warning.
     stores : str or PathLike
-        Folder of the stores, with which datasets are compared.
+        Folder of the stores, or its URL, with which datasets are compared.
     strategy : str, optional
         Only those of this strategy.
     layer : int, optional
@@ -110,6 +112,8 @@ def list_datasets(
         Only those with this SAE feature as y.
     stale : bool, optional
         Only those that are stale, or with false only those that are current.
+    storage_options : mapping, optional
+        What fsspec needs to open a URL (see `open_store`).
 
     Returns
     -------
@@ -121,14 +125,14 @@ def list_datasets(
     DatasetError
         If there is no such folder.
     """
-    folder, stores = as_path(folder), as_path(stores)
+    folder, found = as_path(folder), location(stores, storage_options)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: expected a folder of datasets, found none; build some first")
-    if not stores.is_dir():
-        logger.warning("%s: no such folder of stores, so no dataset can be compared with its store", stores)
+    if isinstance(found, Path) and not found.is_dir():
+        logger.warning("%s: no such folder of stores, so no dataset can be compared with its store", found)
     return [
         entry
-        for entry in _all_entries(folder, _Present(stores))
+        for entry in _all_entries(folder, _Present(found))
         if strategy in (None, entry.strategy)
         and (layer is None or layer in (*entry.layers, entry.target_layer))
         and (feature is None or feature in entry.target_features)
@@ -161,7 +165,7 @@ def _all_entries(folder: Path, present: _Present) -> list[DatasetEntry]:
 class _Present:
     """What there is now of what datasets are made of; each thing is looked at once."""
 
-    def __init__(self, stores: Path) -> None:
+    def __init__(self, stores: Location) -> None:
         self._sentences = cache(partial(_sentences, stores))
         self._content = cache(journal.content_digest)
         self._files = cache(journal.read)
@@ -227,18 +231,29 @@ def _stale(entry: DatasetEntry, reason: str) -> DatasetEntry:
     return replace(entry, state="stale", reason="; ".join(reasons))
 
 
-def _sentences(stores: Path, name: str) -> str | None:
+def _sentences(stores: Location, name: str) -> str | None:
     if Path(name).name != name or name == "..":
         return None
-    try:
-        usual = [stores / f"{name}.zarr", stores / name]
-        others = (path for path in sorted(stores.iterdir()) if store_name(path) == name)  # links of other names
-        store = next((path for path in (*usual, *others) if is_store(path)), usual[0])
-        snapshot = Snapshot.read(store)
-        indices, digests = (snapshot.coord(name) for name in ("sentence", "source_digest"))
-    except (StoreError, OSError, ValueError):
-        return None
-    return sentences_digest(indices, digests)
+    for store in _places(stores, name):
+        try:
+            snapshot = Snapshot.read(store)
+            return sentences_digest(*(snapshot.coord(name) for name in ("sentence", "source_digest")))
+        except StoreNotFoundError:
+            continue
+        except (StoreError, OSError, ValueError) as error:
+            logger.warning("%s", error)
+            return None
+    return None
+
+
+def _places(stores: Location, name: str) -> Iterator[Location]:
+    """Yield where a store of a name may be; what is behind a URL cannot be listed everywhere."""
+    usual = [stores / f"{name}.zarr", stores / name, stores / f"{name}.zarr.zip", stores / f"{name}.zip"]
+    if not isinstance(stores, Path):
+        yield from usual
+    elif stores.is_dir():
+        others = [path for path in sorted(stores.iterdir()) if store_name(path) == name]  # links of other names
+        yield from (place for path in (*usual, *others) if is_store(place := location(path)))
 
 
 def _fingerprint(dataset: Path) -> str:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.datasets.normalize import check_method
 from featurestore.errors import DatasetError, ParameterError, brief, spelled
-from featurestore.paths import PathLike
 from featurestore.ranges import format_numbers
 from featurestore.schema import DATASETS, NORMALIZATIONS
 from featurestore.splits.split import SplitOptions
+from featurestore.store.location import Location
 from featurestore.store.snapshot import store_name
 from featurestore.strategies import get_strategy
 
@@ -163,9 +163,9 @@ def split_options(
     return SplitOptions(test_size=test_size, folds=folds, seed=0 if seed is None else seed, group_by=group_by)
 
 
-def default_output(store: PathLike, plan: Plan, folder: Path = DATASETS) -> Path:
+def default_output(store: Location, plan: Plan, folder: Path = DATASETS) -> Path:
     """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its options>.npz``."""
-    return folder / store_name(Path(store)) / plan.file_name
+    return folder / store_name(store) / plan.file_name
 
 
 def _dashed(name: str) -> str:

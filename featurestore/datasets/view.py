@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -18,6 +17,7 @@ from featurestore.errors import DatasetError, SelectionError, StrategyError, lac
 from featurestore.ranges import format_numbers
 from featurestore.schema import ACTIVATIONS, EMBEDDINGS, HIDDEN_STATES
 from featurestore.splits import split as splits
+from featurestore.store.location import Location
 from featurestore.store.reading import open_store
 from featurestore.store.snapshot import store_name
 from featurestore.strategies import Option, Selection, check_feature, sae_layers, sae_position, sae_positions
@@ -38,7 +38,7 @@ class StoreView:
 
     Parameters
     ----------
-    store : Path
+    store : Path or ReadOnlyPath
         The store.
     outline : xarray.Dataset, optional
         What it will hold, if it is not there yet, or not up to date (see `featurestore.store.outline.outline`).
@@ -64,12 +64,12 @@ class StoreView:
         If it has no sentence.
     """
 
-    def __init__(self, store: Path, outline: xr.Dataset | None = None) -> None:
+    def __init__(self, store: Location, outline: xr.Dataset | None = None) -> None:
         self.path = store
         self.readable = outline is None
         self.ds = open_store(store, chunks={}) if outline is None else outline
         for coord in self.ds.coords.values():
-            if isinstance(coord.data, np.ndarray):
+            if coord.ndim == 1 and isinstance(coord.data, np.ndarray):  # of more dims they are lazy
                 coord.data.flags.writeable = False  # all strategies see the same
         self.sentences = self.ds["sentence"].values
         if len(self.sentences) == 0:

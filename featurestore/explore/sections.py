@@ -94,7 +94,7 @@ def _facts(ds: xr.Dataset, stored: StoreInfo | None) -> Iterator[tuple[str, str]
         if name in ds.sizes:
             yield {"hidden": "hidden dims", "feature": "features of an SAE"}[name], f"{ds.sizes[name]:,}"
     yield "arrays", ", ".join(f"{name} {ds[name].dtype}" for name in ARRAYS if name in ds)
-    if stored:
+    if stored and stored.bytes_on_disk is not None:
         yield "on disk", f"{stored.bytes_on_disk / 1e6:,.1f} MB"
     yield from ((name.replace("_", " "), str(ds.attrs[name])) for name in ATTRIBUTES if name in ds.attrs)
 

@@ -36,7 +36,9 @@ def recipe_schema() -> dict[str, Any]:
                 "plugins": _described(
                     _one_or_more({"type": "string"}), "Files or modules with strategies of your own."
                 ),
-                "stores": _described(_one_or_more({"type": "string"}), "Stores, or folders of sentence NPZs."),
+                "stores": _described(
+                    _one_or_more({"type": "string"}), "Stores, also as zips or URLs, or folders of sentence NPZs."
+                ),
                 "datasets": _described(_one_or_more(_entry(strategies)), "What is built of each store."),
                 "normalize": _normalize("How X is normalized; standardize if it is left out."),
                 "split": _split(),

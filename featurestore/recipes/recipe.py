@@ -13,7 +13,7 @@ from featurestore.datasets.dataset import Dataset, load_dataset
 from featurestore.datasets.journal import File, statistics_file, tables
 from featurestore.datasets.plans import Plan, split_options
 from featurestore.errors import speaking
-from featurestore.paths import as_path
+from featurestore.paths import as_path, is_url
 from featurestore.recipes.entry import Entry, Methods, read_entry, read_methods
 from featurestore.recipes.nodes import Faults, Node, of_python, read_yaml
 from featurestore.schema import DATASETS, MIN_ACTIVE
@@ -34,7 +34,7 @@ class Recipe:
     Attributes
     ----------
     stores : tuple of Node
-        Paths of stores, or of folders of sentence NPZs.
+        Paths of stores, or of folders of sentence NPZs, or URLs of stores.
     entries : tuple of Entry
         What is built of each.
     split : SplitOptions or None
@@ -154,7 +154,7 @@ def _load_plugins(node: Node) -> None:
 
 
 def _stores(node: Node) -> tuple[Node, ...]:
-    return tuple(replace(store, value=str(store.path())) for store in node.items())
+    return tuple(store if is_url(store.value) else replace(store, value=str(store.path())) for store in node.items())
 
 
 def _split(node: Node) -> SplitOptions:

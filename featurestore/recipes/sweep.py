@@ -21,11 +21,12 @@ from featurestore.datasets.journal import Journal
 from featurestore.datasets.raw import Probed, probe, read
 from featurestore.datasets.view import StoreView
 from featurestore.errors import NonFiniteError, RecipeError, speaking
-from featurestore.paths import as_path
+from featurestore.paths import is_url
 from featurestore.recipes.jobs import Job, check_outputs, jobs_of
 from featurestore.recipes.recipe import Recipe, load_recipe
 from featurestore.schema import Progress
 from featurestore.store.ingest import find_store, store_path
+from featurestore.store.location import StorageOptions, checked_options, location
 from featurestore.store.outline import outline
 from featurestore.store.snapshot import is_store
 
@@ -63,6 +64,7 @@ def sweep(
     dry_run: bool = False,
     force: bool = False,
     wait: bool = False,
+    storage_options: StorageOptions | None = None,
     progress: Progress = lambda *_: None,
 ) -> Sweep:
     """Build all datasets of a recipe.
@@ -84,6 +86,8 @@ def sweep(
         Build again what is up to date, and replace files that hold something else.
     wait : bool
         Wait while another process writes a store, instead of raising.
+    storage_options : mapping, optional
+        What fsspec needs to open the stores of the recipe that are URLs (see `open_store`).
     progress : callable
         Called as ``progress(what, done, total)``, in MB read and written.
 
@@ -99,7 +103,7 @@ def sweep(
         If an output exists that is not an earlier state of the same dataset, and `force` is false.
     """
     study, journal = load_recipe(recipe), Journal()
-    views = _opened(study, dry_run, wait, progress)
+    views = _opened(study, dry_run, wait, checked_options(storage_options), progress)
     shares = [(view, list(jobs_of(study, view, journal, force=force))) for view in views]
     check_outputs([job for _, jobs in shares for job in jobs])
     probed = [pair for view, jobs in shares for pair in _probed(view, jobs)]
@@ -117,19 +121,21 @@ def sweep(
     return _warned(replace(done, datasets=tuple(late.get(job, job) for job in done.datasets)))
 
 
-def _opened(study: Recipe, dry_run: bool, wait: bool, progress: Progress) -> list[StoreView]:
+def _opened(
+    study: Recipe, dry_run: bool, wait: bool, storage_options: StorageOptions, progress: Progress
+) -> list[StoreView]:
     """Open the stores; for a dry run, folders that are not ingested yet are only scanned."""
     views: dict[str, StoreView] = {}
     for node in study.stores:
         with node.located():
-            source = as_path(node.text())
+            source = location(node.text(), storage_options if is_url(node.text()) else None)
             scanned = outline(source, progress=progress) if dry_run else None
             if not dry_run:
                 view = StoreView(find_store(source, wait=wait, progress=progress))
             elif scanned is None:  # up to date, and nothing is written beside it
-                view = StoreView(source if is_store(source) else store_path(source))
+                view = StoreView(source if is_store(source) else store_path(node.text()))
             else:
-                view = StoreView(store_path(source), scanned)
+                view = StoreView(store_path(node.text()), scanned)
                 found = "%s is not ingested yet, or not wholly: its %d sentences are scanned, their values not checked"
                 logger.info(found, node.text(), len(view.sentences))
         if view.name in views:

@@ -13,6 +13,7 @@ import numpy as np
 
 from featurestore.errors import StoreError
 from featurestore.store.layout import Metadata, chunk_shape, file_index, file_shape
+from featurestore.store.location import Location, remedy
 
 if TYPE_CHECKING:
     import zarr
@@ -33,7 +34,7 @@ class StoredArray:
 
     Parameters
     ----------
-    path : Path
+    path : Path or ReadOnlyPath
         The store.
     name : str
         The array.
@@ -43,7 +44,9 @@ class StoredArray:
         Of each sentence. What is beyond them is padding, which is not read, and whose files need not be there.
     """
 
-    def __init__(self, path: Path, name: str, metadata: Metadata, n_tokens: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, path: Location, name: str, metadata: Metadata, n_tokens: NDArray[np.int64] | None = None
+    ) -> None:
         self._path, self._name, self._metadata = path, name, metadata
         self._dims: list[str] = metadata["dimension_names"]
         self._lengths = n_tokens if self._dims[:2] == ["sentence", "token"] else None
@@ -53,7 +56,8 @@ class StoredArray:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it is, no open files; whoever reads the pickle may have another working folder."""
-        return type(self), (self._path.absolute(), self._name, self._metadata, self._lengths)
+        path = self._path.absolute() if isinstance(self._path, Path) else self._path
+        return type(self), (path, self._name, self._metadata, self._lengths)
 
     def __getitem__(self, key: tuple[Index, ...]) -> NDArray[Any]:
         """Read some positions of each axis, in any order: as `ndarray.__getitem__` of an open mesh (`numpy.ix_`)."""
@@ -78,7 +82,8 @@ class StoredArray:
         for number, axis in enumerate(axes):
             if isinstance(axis.order, np.ndarray):
                 values = values.take(axis.order, number)
-        return values[tuple(axis.order if isinstance(axis.order, int) else slice(None) for axis in axes)]
+        single = [axis.order if isinstance(axis.order, int) else slice(None) for axis in axes]
+        return values[(*single, ...)]  # an array also of a single value, as its dtype would be lost with it
 
     def _fill(self, target: NDArray[Any], runs: Sequence[_Run]) -> None:
         """Read one run of each axis, but no padding."""
@@ -111,16 +116,16 @@ class StoredArray:
                 # Its checksum fails: damaged, or just being replaced by a writer who appends to the same shard.
                 if pause is None:
                     where = f"{self._path}: array '{self._name}'"
-                    raise StoreError(f"{where} is damaged ({error}); see `verify`, ingest into a new store") from error
+                    raise StoreError(f"{where} is damaged ({error}); {remedy(self._path)}") from error
                 time.sleep(pause)
             else:
                 return
 
     @cached_property
     def _array(self) -> zarr.Array[Any]:
-        from featurestore.store.handles import CompleteFiles, open_array
+        from featurestore.store.handles import complete_files, open_array
 
-        return open_array(CompleteFiles(self._path, self._is_needed), self._name, self._metadata)
+        return open_array(complete_files(self._path, self._is_needed), self._name, self._metadata)
 
     @cached_property
     def _buffer(self) -> Callable[[NDArray[Any]], NDBuffer]:

@@ -191,4 +191,4 @@ class Batch:
         chunks = dict(zip(dims, self.snapshot.file_shape(name), strict=True))
         rows, tokens = chunks.get("sentence", 1), chunks.get("token", 1)
         whole = self.snapshot.resized(-(-self._new // rows) * rows, -(-self._tokens // tokens) * tokens)
-        return replace(whole, path=self._folder).open(name, writable=True)
+        return replace(whole, location=self._folder).open(name, writable=True)

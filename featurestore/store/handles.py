@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import zarr
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.array_spec import ArrayConfig, ArraySpec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.codec_pipeline import FusedCodecPipeline
 from zarr.core.metadata import ArrayV3Metadata
-from zarr.storage import LocalStore, StorePath
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore, StorePath
 
 from featurestore.errors import StoreError
 from featurestore.store.layout import Metadata, file_shape
+from featurestore.store.location import Location, ReadOnlyPath
 
 _CONFIG = ArrayConfig("C", write_empty_chunks=True)
 
@@ -57,3 +59,66 @@ class CompleteFiles(LocalStore):
         if content is None and self._is_needed(key):
             raise StoreError(f"{self.root}: {key} is missing; see `verify`, ingest into a new store")
         return content
+
+
+class CompleteObjects(FsspecStore):
+    """The same behind a URL or in a zip, where whatever cannot be read is one clear error, too.
+
+    Parameters
+    ----------
+    path : ReadOnlyPath
+        The store.
+    is_needed : callable
+        Tells by its name whether a file has to be there.
+    """
+
+    def __init__(self, path: ReadOnlyPath, is_needed: Callable[[str], bool]) -> None:
+        fs, root = path.opened
+        super().__init__(fs, read_only=True, path=root)
+        self._location, self._is_needed = path, is_needed
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Read a file or a part of it; None for one that need not be there."""
+        with self._location.errors():
+            # From the first byte on instead of whole, because s3fs asks for the size of what is wanted whole.
+            content = await super().get(key + self._location.query, prototype, byte_range or OffsetByteRequest(0))
+        if content is None and self._is_needed(key):
+            raise StoreError(f"{self._location}: {key} is missing; {self._location.remedy}")
+        if content is not None and len(content) > _longest(byte_range):
+            expected = "expected a server that sends parts of files (HTTP range requests), found one that sends all"
+            raise StoreError(f"{self._location}: {expected}; use another, or download the store")
+        return content
+
+    async def get_ranges(
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], **options: Any
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        """Read parts of a file; a clear error does not become one of a group."""
+        try:
+            async for parts in super().get_ranges(key, byte_ranges, **options):
+                yield parts
+        except ExceptionGroup as group:
+            if clear := group.subgroup(StoreError):
+                raise clear.exceptions[0] from None
+            raise
+
+
+def _longest(byte_range: ByteRequest | None) -> float:
+    """Return how many bytes answer a request at most."""
+    match byte_range:
+        case RangeByteRequest():
+            return byte_range.end - byte_range.start
+        case SuffixByteRequest():
+            return byte_range.suffix
+    return float("inf")
+
+
+def complete_files(place: Location, is_needed: Callable[[str], bool]) -> Store:
+    """Return the files of a store, of which those that have to be there are an error if they are not."""
+    kind: Callable[..., Store] = CompleteFiles if isinstance(place, Path) else CompleteObjects
+    return kind(place, is_needed)
+
+
+def read_object(path: ReadOnlyPath, name: str) -> bytes | None:
+    """Read a file of a store behind a URL or in a zip; None if it is not there."""
+    content = sync(CompleteObjects(path, lambda _: False).get(name, default_buffer_prototype()))
+    return None if content is None else content.to_bytes()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.paths import PathLike, as_path
+from featurestore.paths import PathLike
 from featurestore.schema import ACTIVATIONS, FINAL_TOKEN, Extraction
+from featurestore.store.location import Location, ReadOnlyPath, StorageOptions, location
 from featurestore.store.reading import labelled
 from featurestore.store.snapshot import Snapshot
 
@@ -43,8 +43,8 @@ class StoreInfo:
 
     Attributes
     ----------
-    path : Path
-        The store.
+    path : Path or ReadOnlyPath
+        The store; as text its path, or its URL without passwords and queries.
     described : mapping
         What it says of itself: versions, and the model, tokenizer and SAEs, if that is known.
     sentences, hidden, features : int
@@ -65,13 +65,13 @@ class StoreInfo:
         In the store's order.
     nonfinite_values, nonfinite_sentences : int
         NaN and infinite values in the sources, and how many sentences have any.
-    bytes_on_disk : int
-        Size of all files.
+    bytes_on_disk : int or None
+        Size of all files, or of the zip; None where they cannot be listed, as over HTTP.
     skipped : tuple of (file, reason)
         Files that were left out when the store was made.
     """
 
-    path: Path
+    path: Location
     described: Mapping[str, Any]
     sentences: int
     expected_sentences: int | None
@@ -85,17 +85,19 @@ class StoreInfo:
     saes: tuple[SAEInfo, ...]
     nonfinite_values: int
     nonfinite_sentences: int
-    bytes_on_disk: int
+    bytes_on_disk: int | None
     skipped: tuple[tuple[str, str], ...]
 
 
-def info(store: PathLike) -> StoreInfo:
+def info(store: PathLike, *, storage_options: StorageOptions | None = None) -> StoreInfo:
     """Summarize a store. Reads the activations at the final tokens, in bounded memory.
 
     Parameters
     ----------
     store : str or PathLike
-        The store.
+        The store, a zip of it, or its URL.
+    storage_options : mapping, optional
+        What fsspec needs to open a URL (see `open_store`).
 
     Returns
     -------
@@ -104,9 +106,9 @@ def info(store: PathLike) -> StoreInfo:
     Raises
     ------
     StoreError
-        If `store` is not a store.
+        If `store` is not a store, or cannot be reached.
     """
-    path = as_path(store)
+    path = location(store, storage_options)
     snapshot = Snapshot.read(path)
     ds = labelled(snapshot, chunks={})
     n_tokens, nonfinite = ds["n_tokens"].values, ds["n_nonfinite"].values
@@ -126,9 +128,15 @@ def info(store: PathLike) -> StoreInfo:
         saes=_saes(ds, snapshot.extraction),
         nonfinite_values=int(nonfinite.sum()),
         nonfinite_sentences=int(np.count_nonzero(nonfinite)),
-        bytes_on_disk=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        bytes_on_disk=_n_bytes(path),
         skipped=tuple((entry["file"], entry["reason"]) for entry in snapshot.attributes["skipped"]),
     )
+
+
+def _n_bytes(path: Location) -> int | None:
+    if isinstance(path, ReadOnlyPath):
+        return path.n_bytes()
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _saes(ds: xr.Dataset, extraction: Extraction) -> tuple[SAEInfo, ...]:

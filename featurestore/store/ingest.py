@@ -15,6 +15,7 @@ from featurestore.sources import sentences
 from featurestore.store import changes, commit
 from featurestore.store.append import append
 from featurestore.store.commit import Writer
+from featurestore.store.location import Location, ReadOnlyPath, StorageOptions, location
 from featurestore.store.seen import Seen
 from featurestore.store.snapshot import Snapshot, is_store
 
@@ -212,8 +213,16 @@ def store_path(source: PathLike) -> Path:
     return STORES / f"{real_path(as_path(source)).name}.zarr"
 
 
-def find_store(source: PathLike, *, wait: bool = False, progress: Progress = lambda *_: None) -> Path:
+def find_store(
+    source: PathLike | ReadOnlyPath,
+    *,
+    storage_options: StorageOptions | None = None,
+    wait: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Location:
     """Return the store that `source` is, or that of the folder of sentence NPZs that it is, brought up to date.
+
+    A URL or zip is always taken for a store, and not opened yet.
 
     Raises
     ------
@@ -222,17 +231,17 @@ def find_store(source: PathLike, *, wait: bool = False, progress: Progress = lam
     SourceError, NpzError, StoreError
         As `ingest`; also if the folder's store was made from another folder of the same name.
     """
-    source = existing(source)
-    if is_store(source):
+    source = existing(source, storage_options)
+    if isinstance(source, ReadOnlyPath) or is_store(source):
         return source
     done = ingest(source, wait=wait, progress=progress)
     logger.info("%s: %d sentences of %s added, %d there already", done.store, done.added, source, done.present)
     return done.store
 
 
-def existing(source: PathLike) -> Path:
-    """Return the path of a store or a folder, which has to be there."""
-    source = as_path(source)
-    if not source.exists():
-        raise StoreNotFoundError(f"{source}: no such store or folder of sentence NPZs; check the path")
-    return source
+def existing(source: PathLike | ReadOnlyPath, storage_options: StorageOptions | None = None) -> Location:
+    """Return the place of a store or a folder, which has to be there; what is behind a URL is not looked for."""
+    place = location(source, storage_options)
+    if isinstance(place, Path) and not place.exists():
+        raise StoreNotFoundError(f"{place}: no such store or folder of sentence NPZs; check the path")
+    return place

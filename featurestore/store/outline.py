@@ -13,6 +13,7 @@ from featurestore.sources import sentences
 from featurestore.store import changes
 from featurestore.store.ingest import existing, store_path
 from featurestore.store.layout import CHECKSUMS, SENTENCE_COORDS, TOKEN_COORDS
+from featurestore.store.location import ReadOnlyPath
 from featurestore.store.seen import Seen
 from featurestore.store.snapshot import Snapshot, is_store
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def outline(source: PathLike, *, progress: Progress = lambda *_: None) -> xr.Dataset | None:
+def outline(source: PathLike | ReadOnlyPath, *, progress: Progress = lambda *_: None) -> xr.Dataset | None:
     """Describe what the store of a folder of sentence NPZs will hold; only headers and small arrays are read.
 
     Nothing is written, not even a lock.
@@ -36,7 +37,7 @@ def outline(source: PathLike, *, progress: Progress = lambda *_: None) -> xr.Dat
         As `find_store`.
     """
     source = existing(source)
-    if is_store(source):
+    if isinstance(source, ReadOnlyPath) or is_store(source):
         return None
     path, paths = store_path(source), sentences.find(source)
     store = Snapshot.read(path) if is_store(path) else None

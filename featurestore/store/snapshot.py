@@ -15,6 +15,7 @@ from featurestore.paths import real_path
 from featurestore.schema import ACTIVATIONS, ARRAYS, ATTRIBUTES, SCHEMA_VERSION, Extraction, __version__
 from featurestore.store.arrays import StoredArray
 from featurestore.store.layout import ROOT, Metadata, chunk_shape, file_name, file_shape
+from featurestore.store.location import Location, ReadOnlyPath
 from featurestore.store.root import Root, check_root, decode_root, encode
 
 if TYPE_CHECKING:
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def store_name(path: Path) -> str:
-    """Name of a store: that of its folder, without a final ``.zarr``."""
-    name = real_path(path).name
+def store_name(path: Location) -> str:
+    """Name of a store: that of its folder or zip, without a final ``.zarr`` or ``.zip``."""
+    name = real_path(path).name if isinstance(path, Path) else path.name
     return name.removesuffix(".zarr") or name
 
 
-def is_store(path: Path) -> bool:
-    """Whether an ingest has made something at this path."""
-    return (path / ROOT).is_file()
+def is_store(path: Location) -> bool:
+    """Whether an ingest has made something at this path; what is behind a URL or in a zip can be nothing else."""
+    return not isinstance(path, Path) or (path / ROOT).is_file()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +41,17 @@ class Snapshot:
 
     Attributes
     ----------
-    path : Path
+    location : Path or ReadOnlyPath
         The store.
     root : dict
         Its metadata, complete and checked.
     """
 
-    path: Path
+    location: Location
     root: Root
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Location) -> Self:
         """Read the metadata that are committed now.
 
         Raises
@@ -64,7 +65,14 @@ class Snapshot:
 
     def __dask_tokenize__(self) -> tuple[str, bytes]:
         """Identify its content, by which dask names what is read of it: not that of an earlier commit."""
-        return str(self.path), encode(self.root)
+        place = self.location
+        return str(place) if isinstance(place, Path) else place.url, encode(self.root)
+
+    @property
+    def path(self) -> Path:
+        """The folder of the store, where it is one of this machine."""
+        assert isinstance(self.location, Path)
+        return self.location
 
     @property
     def arrays(self) -> dict[str, Metadata]:
@@ -152,7 +160,7 @@ class Snapshot:
 
     def array(self, name: str, n_tokens: NDArray[np.int64] | None = None) -> StoredArray:
         """Return an array to be read in parts, tokens in reading order, errors clear."""
-        return StoredArray(self.path, name, self.arrays[name], n_tokens)
+        return StoredArray(self.location, name, self.arrays[name], n_tokens)
 
     def coord(self, name: str) -> NDArray[Any]:
         """Read a coordinate whole.
@@ -200,7 +208,7 @@ class Snapshot:
         return replace(self, root=self.root | {"attributes": dict(sorted((self.attributes | attributes).items()))})
 
 
-def _read_root(path: Path) -> Root:
+def _read_root(path: Location) -> Root:
     data = _root_bytes(path)
     try:
         root, is_intact = decode_root(data)
@@ -222,7 +230,9 @@ def _read_root(path: Path) -> Root:
     return root
 
 
-def _root_bytes(path: Path) -> bytes:
+def _root_bytes(path: Location) -> bytes:
+    if isinstance(path, ReadOnlyPath):
+        return _remote_root_bytes(path)
     if is_store(path):
         with suppress(FileNotFoundError):  # its writer has just given it up
             return (path / ROOT).read_bytes()
@@ -230,4 +240,15 @@ def _root_bytes(path: Path) -> bytes:
         raise StoreNotFoundError(f"{path}: no such store; make it by an ingest with {spelled('store', str(path))}")
     ingestible = path.is_dir() and any(path.glob("sentence_*.npz"))
     found = "a folder of sentence NPZs; ingest it first" if ingestible else "something else; check the path"
+    if path.suffix == ".zip":
+        found = "a zip, of which a store can only be read; unzip it first"
     raise StoreError(f"{path}: expected a feature store, found {found}")
+
+
+def _remote_root_bytes(path: ReadOnlyPath) -> bytes:
+    from featurestore.store.handles import read_object
+
+    if (data := read_object(path, ROOT)) is None:
+        where = f"it has no {ROOT}; check the path, and where {spelled('storage_options')} lead"
+        raise StoreNotFoundError(f"{path}: no such store: {where}")
+    return data

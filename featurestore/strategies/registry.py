@@ -36,7 +36,7 @@ TYPES = (int, float, NUMBER, str, bool, Numbers)
 
 OWN = (
     "store", "strategy", "input", "source", "normalize", "output", "overwrite", "drop_nonfinite", "wait", "test_size",
-    "folds", "seed", "group_by", "stats_from", "targets", "plugin", "quiet", "verbose", "help",
+    "folds", "seed", "group_by", "stats_from", "storage_options", "targets", "plugin", "quiet", "verbose", "help",
 )  # fmt: skip
 """Options of `build` and keys of recipes, which no option of a strategy can be called."""
 

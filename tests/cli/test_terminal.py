@@ -297,7 +297,7 @@ def test_the_home_folder_where_no_shell_expands_it(cli: Any, folder: Path, monke
     ],
 )
 def test_system_errors(cli: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, words: str) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("featurestore.store.info.info", fail)
@@ -327,7 +327,7 @@ def test_a_working_folder_that_is_gone(cli: Any, folder: Path) -> None:
 
 
 def test_interruption(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("featurestore.store.info.info", fail)
