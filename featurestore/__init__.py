@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from featurestore.errors import (
         DatasetError,
         FeatureStoreError,
+        MissingExtraError,
         NonFiniteError,
         NpzError,
         ParameterError,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         TooLargeError,
     )
     from featurestore.explore.features import features
+    from featurestore.explore.report import report
+    from featurestore.explore.separability import fisher_ratio, separability
     from featurestore.explore.show import show
     from featurestore.explore.tokens import l0, onset, top_tokens, trajectory
     from featurestore.recipes.sweep import Sweep, sweep
@@ -42,6 +45,7 @@ _HOMES = {
     "errors": [
         "DatasetError",
         "FeatureStoreError",
+        "MissingExtraError",
         "NonFiniteError",
         "NpzError",
         "ParameterError",
@@ -55,6 +59,8 @@ _HOMES = {
         "TooLargeError",
     ],
     "explore.features": ["features"],
+    "explore.report": ["report"],
+    "explore.separability": ["fisher_ratio", "separability"],
     "explore.show": ["show"],
     "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
     "store.ingest": ["ingest"],
@@ -74,6 +80,7 @@ __all__ = [
     "DatasetEntry",
     "DatasetError",
     "FeatureStoreError",
+    "MissingExtraError",
     "NonFiniteError",
     "Normalization",
     "NpzError",
@@ -92,6 +99,7 @@ __all__ = [
     "__version__",
     "build",
     "features",
+    "fisher_ratio",
     "info",
     "ingest",
     "l0",
@@ -101,6 +109,8 @@ __all__ = [
     "load_plugin",
     "onset",
     "open_store",
+    "report",
+    "separability",
     "show",
     "strategy",
     "sweep",

@@ -12,7 +12,8 @@
     ├── ParameterError (TypeError)   an option that is unknown, missing, contradictory or unreadable
     ├── NonFiniteError (ValueError)  NaN or infinity where a dataset needs numbers
     ├── DatasetError (ValueError)    a dataset that cannot be written where it should be, or used as asked
-    └── RecipeError (ValueError)     a recipe that asks for something impossible or unreadable
+    ├── RecipeError (ValueError)     a recipe that asks for something impossible or unreadable
+    └── MissingExtraError (ImportError)      a library that is not installed, and the extra that would install it
 
 Every message names its subject, what was expected, what was found, and what to do about it, in the language of whoever
 asked: options are spelled ``layers=`` in Python, ``--layers`` on the command line, ``layers`` in a recipe.
@@ -111,6 +112,20 @@ class DatasetError(FeatureStoreError, ValueError):
 
 class RecipeError(FeatureStoreError, ValueError):
     """A recipe that asks for something impossible or unreadable; one line for each fault."""
+
+
+class MissingExtraError(FeatureStoreError, ImportError):
+    """A library that is not installed, because it belongs to an extra."""
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Say which extra installs what is imported meanwhile."""
+    try:
+        yield
+    except ImportError as error:
+        needed = f"needs {error.name}, which is not installed"
+        raise MissingExtraError(f"{needed}: pip install 'featurestore[{name}]'") from error
 
 
 @contextmanager

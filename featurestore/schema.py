@@ -32,6 +32,9 @@ ATTRIBUTES = ("model", "model_revision", "tokenizer", "sae_release", "sae_ids")
 NORMALIZATIONS = ("standardize", "minmax", "none")
 """The normalization methods; the first is the default."""
 
+PLOTS = ("separability", "fisher", "l0", "norms", "pca", "trajectory", "heatmap", "activation")
+"""What can be plotted."""
+
 FINAL_TOKEN = -1
 """Label of the final token: tokens count back from the end of their sentence."""
 

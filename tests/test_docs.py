@@ -21,7 +21,12 @@ ROOT = Path(featurestore.__file__).parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 
 SETTING_UP = "pip install uv && "
+PROBES = (
+    "plot separability stores/dishonesty.zarr --output docs/images/accuracy_by_layer.svg",
+    "report stores/dishonesty.zarr --output report.html",
+)
 ELSEWHERE = {
+    *(f"uv run --extra report cli.py {command}" for command in PROBES),
     "pip install uv && uv run --group test pytest",
     "uv run --group test pytest tests/reliability",
     "uv run --group test examples/accuracy_by_layer.py",
@@ -78,7 +83,7 @@ def test_page_runs_as_written(page: str) -> None:
 
 
 def run(command: str) -> None:
-    words = command.removeprefix(SETTING_UP).split()
+    words = re.sub("^uv run --extra [a-z]+", "uv run", command.removeprefix(SETTING_UP)).split()
     if command in ELSEWHERE:
         return
     assert words[:3] == ["uv", "run", "cli.py"], command

@@ -20,6 +20,7 @@ from featurestore.schema import (
     FEATURE_ORDERS,
     MIN_ACTIVE,
     NORMALIZATIONS,
+    PLOTS,
     STORES,
     TOKENS,
     __version__,
@@ -251,6 +252,49 @@ def features_command(store: Path, as_csv: bool, **options: Any) -> None:
     with Progress() as progress:
         best = strongest.strongest_of_store(store, **options, progress=progress)
     say(reports.features_csv(best) if as_csv else reports.features(best))
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(PLOTS), metavar="KIND")
+@click.argument("store", type=UserPath())
+@click.option("--layer", type=int, help="Of pca, and of the feature of trajectory, heatmap and activation.")
+@click.option("--feature", type=int, help="Of trajectory, heatmap and activation.")
+@click.option("--average-l0", type=float, help="Which SAE, where the layer has several.")
+@click.option("--output", required=True, type=UserPath(), help="The picture; ends in .svg or .png.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that has other content.")
+@verbosity
+def plot(kind: str, store: Path, output: Path, overwrite: bool, **options: Any) -> None:
+    """Draw a STORE, as wide as a column of a paper.
+
+    \b
+    separability  how well a probe tells the labels, by layer, beside two baselines
+    fisher        how far the labels' means lie apart, by layer
+    l0            measured L0 of each SAE, against the nominal one
+    norms         norms of the hidden states, by layer and token
+    pca           hidden states of a layer, by label
+    trajectory    a feature along the sentences, and its mean by label
+    heatmap       a feature at each token of each sentence
+    activation    a feature at the final token, by label
+    """
+    from featurestore.explore.plots import save
+
+    with Progress() as progress:
+        path = save(kind, store, output, overwrite=overwrite, progress=progress, **options)
+    say(f"{path}: {kind} of {store}")
+
+
+@main.command()
+@click.argument("store", type=UserPath())
+@click.option("--output", required=True, type=UserPath(), help="The page; ends in .html.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that has other content.")
+@verbosity
+def report(store: Path, output: Path, overwrite: bool) -> None:
+    """Describe a STORE in one page, which needs no network: what is in it, plots, features, and what looks wrong."""
+    from featurestore.explore import report as reporting
+
+    with Progress() as progress:
+        path = reporting.report(store, output, overwrite=overwrite, progress=progress)
+    say(f"{path}: report of {store}")
 
 
 @main.command()

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("featurestore")
 
-UNITS = {"sweep": "MB", "features": "sentences", "reading sentences": "sentences"}
+UNITS = {
+    "sweep": "MB",
+    "features": "sentences",
+    "reading sentences": "sentences",
+    "probing": "layers",
+    "comparing": "layers",
+    "counting features": "SAEs",
+    "measuring norms": "layers",
+}
 """What the stages of long work count, where it is not files."""
 
 

@@ -281,19 +281,19 @@ def read_metadata(path: PathLike, names: Sequence[str]) -> dict[str, NDArray[Any
         return arrays | {"shape": np.array(contents.shape), "normalize": np.array(contents.method)}
 
 
-def check_output(path: PathLike) -> Path:
-    """Refuse a path that no dataset can be written to.
+def check_output(path: PathLike, *suffixes: str) -> Path:
+    """Refuse a path that no dataset can be written to, or nothing that ends in one of some other suffixes.
 
     Raises
     ------
     ParameterError
-        If it does not end in ``.npz``.
+        If it does not end in ``.npz``, or one of the `suffixes`.
     DatasetError
         If it is a folder, a device or the like, or a link that leads to itself, or is inside a store.
     """
     path = as_path(path)
-    if path.suffix != ".npz":
-        raise ParameterError(f"{path}: expected an output that ends in .npz")
+    if path.suffix not in (expected := suffixes or (".npz",)):
+        raise ParameterError(f"{path}: expected an output that ends in {' or '.join(expected)}")
     if store := next((parent for parent in path.absolute().parents if is_store(parent)), None):
         raise DatasetError(f"{path}: is inside the store {store}; choose another output")
     try:

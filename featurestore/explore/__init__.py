@@ -1,1 +1,1 @@
-"""Looking at a store: its features, one feature, its tokens."""
+"""Looking at a store: features, one feature, plots, a report."""

@@ -1,0 +1,65 @@
+"""What in a store a researcher should know of before believing a result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.explore.saes import is_mismatch
+from featurestore.splits.duplicates import group_near_duplicates
+from featurestore.store.info import L0_TOLERANCE
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_IMBALANCE = 3
+"""How many times as many sentences as the rarest label the most frequent one may have."""
+
+
+def counted(n: int, thing: str) -> str:
+    """Write a number of things."""
+    return f"{n:,} {thing}" + "s" * (n != 1)
+
+
+def near_duplicates(ds: xr.Dataset) -> list[list[int]]:
+    """Return the positions of sentences that are nearly the same, a list for each group of two or more."""
+    groups: dict[int, list[int]] = {}
+    for position, group in enumerate(group_near_duplicates(ds["text"].values.tolist()).tolist()):
+        groups.setdefault(group, []).append(position)
+    return [members for members in groups.values() if len(members) > 1]
+
+
+def of_sentences(ds: xr.Dataset, duplicates: list[list[int]]) -> Iterator[str]:
+    """Yield what is odd about the sentences and their labels, a sentence each."""
+    n, nonfinite = ds.sizes["sentence"], ds["n_nonfinite"].values
+    if bad := np.count_nonzero(nonfinite):
+        values = counted(int(nonfinite.sum()), "NaN or infinite value")
+        yield f"{bad:,} of {n:,} sentences have {values}; plots, features and probes leave these sentences out."
+    if unlabelled := n - np.count_nonzero(ds["has_label"].values):
+        yield f"{unlabelled:,} of {n:,} sentences have no label; what is by label leaves them out."
+    yield from _of_labels(Counter(ds["label"].values[ds["has_label"].values].tolist()))
+    if duplicates:
+        alike, labels = sum(map(len, duplicates)), ds["label"].values
+        mixed = sum(len(set(labels[members].tolist())) > 1 for members in duplicates)
+        found = f"{alike:,} sentences are nearly the same as another, in {counted(len(duplicates), 'group')}"
+        yield f"{found}, of which {mixed:,} with several labels; splits and probes keep each group on one side."
+
+
+def _of_labels(counts: Counter[int]) -> Iterator[str]:
+    if len(counts) == 1:
+        yield f"All labelled sentences have the label {next(iter(counts))}, so there is nothing to tell apart."
+    elif counts:
+        (most, n_most), (least, n_least) = counts.most_common()[0], counts.most_common()[-1]
+        if n_most > _IMBALANCE * n_least:
+            found = f"Labels are unbalanced: {most} has {counted(n_most, 'sentence')}, {least} only {n_least:,}"
+            yield f"{found}. Accuracies here are balanced, those of plain classifiers are not."
+
+
+def of_saes(measured: xr.Dataset) -> Iterator[str]:
+    """Yield what is odd about the SAEs, given what `measured_l0` has found."""
+    if wrong := int(is_mismatch(measured).sum()):
+        found = f"L0 differs from the nominal one by more than a factor of {L0_TOLERANCE:g}"
+        yield f"The measured {found} in {wrong:,} of {measured.sizes['sae']:,} SAEs: check the extraction."
