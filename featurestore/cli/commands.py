@@ -11,20 +11,10 @@ from typing import Any
 
 import click
 
-from featurestore.cli import options
-from featurestore.cli.terminal import Boundary, Echo, Progress, StorePath, UserPath, in_colour, logger, say, verbosity
-from featurestore.errors import ParameterError, lacking
-from featurestore.schema import (
-    ATTRIBUTES,
-    DATASETS,
-    FEATURE_ORDERS,
-    MIN_ACTIVE,
-    NORMALIZATIONS,
-    PLOTS,
-    STORES,
-    TOKENS,
-    __version__,
-)
+from featurestore.cli import looking, options
+from featurestore.cli.terminal import Boundary, Echo, Progress, StorePath, UserPath, logger, say, verbosity
+from featurestore.errors import ParameterError
+from featurestore.schema import ATTRIBUTES, DATASETS, NORMALIZATIONS, STORES, __version__
 from featurestore.strategies import registry
 
 SPLIT_FLAGS = (
@@ -218,105 +208,6 @@ def info(store: Path | str, storage_options: dict[str, Any] | None) -> None:
     say(reports.info(inspection.info(store, storage_options=storage_options)))
 
 
-@main.command("features")
-@click.argument("store", type=UserPath())
-@click.option("--layer", type=int, help="Only of this layer.  [default: all]")
-@click.option(
-    "--by",
-    type=click.Choice(FEATURE_ORDERS),
-    default=FEATURE_ORDERS[0],
-    show_default=True,
-    help="What comes first: the largest, of correlations by absolute value, of AUC by distance from 0.5.",
-)
-@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="How many are listed.")
-@click.option(
-    "--tokens",
-    type=click.Choice(TOKENS),
-    default=TOKENS[0],
-    show_default=True,
-    help="Activations at the final token, or their maximum over all tokens.",
-)
-@click.option(
-    "--min-active", type=click.IntRange(0), default=MIN_ACTIVE, show_default=True, help="In fewer sentences: left out."
-)
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, which a recipe takes as a ranking.")
-@verbosity
-def features_command(store: Path, as_csv: bool, **options: Any) -> None:
-    """List the SAE features of a STORE that have most to do with the label, or are most active.
-
-    Beside each measure stands how strong the best of so many features would be by chance.
-    """
-    from featurestore.cli import reports
-    from featurestore.explore import strongest
-
-    with Progress() as progress:
-        best = strongest.strongest_of_store(store, **options, progress=progress)
-    say(reports.features_csv(best) if as_csv else reports.features(best))
-
-
-@main.command()
-@click.argument("kind", type=click.Choice(PLOTS), metavar="KIND")
-@click.argument("store", type=UserPath())
-@click.option("--layer", type=int, help="Of pca, and of the feature of trajectory, heatmap and activation.")
-@click.option("--feature", type=int, help="Of trajectory, heatmap and activation.")
-@click.option("--average-l0", type=float, help="Which SAE, where the layer has several.")
-@click.option("--output", required=True, type=UserPath(), help="The picture; ends in .svg or .png.")
-@click.option("--overwrite", is_flag=True, help="Replace an output that has other content.")
-@verbosity
-def plot(kind: str, store: Path, output: Path, overwrite: bool, **options: Any) -> None:
-    """Draw a STORE, as wide as a column of a paper.
-
-    \b
-    separability  how well a probe tells the labels, by layer, beside two baselines
-    fisher        how far the labels' means lie apart, by layer
-    l0            measured L0 of each SAE, against the nominal one
-    norms         norms of the hidden states, by layer and token
-    pca           hidden states of a layer, by label
-    trajectory    a feature along the sentences, and its mean by label
-    heatmap       a feature at each token of each sentence
-    activation    a feature at the final token, by label
-    """
-    from featurestore.explore.plots import save
-
-    with Progress() as progress:
-        path = save(kind, store, output, overwrite=overwrite, progress=progress, **options)
-    say(f"{path}: {kind} of {store}")
-
-
-@main.command()
-@click.argument("store", type=UserPath())
-@click.option("--output", required=True, type=UserPath(), help="The page; ends in .html.")
-@click.option("--overwrite", is_flag=True, help="Replace an output that has other content.")
-@verbosity
-def report(store: Path, output: Path, overwrite: bool) -> None:
-    """Describe a STORE in one page, which needs no network: what is in it, plots, features, and what looks wrong."""
-    from featurestore.explore import report as reporting
-
-    with Progress() as progress:
-        path = reporting.report(store, output, overwrite=overwrite, progress=progress)
-    say(f"{path}: report of {store}")
-
-
-@main.command()
-@click.argument("store", type=UserPath())
-@click.option("--layer", type=int, required=True, help="Layer of its SAE.")
-@click.option("--feature", type=int, required=True, help="The feature.")
-@click.option("--average-l0", type=float, help="Which SAE, where the layer has several.")
-@click.option("--top", type=int, default=10, show_default=True, help="Number of sentences.")
-@verbosity
-def show(store: Path, layer: int, feature: int, average_l0: float | None, top: int) -> None:
-    """Show one SAE feature of a STORE: its strongest sentences, where it starts to fire, its distribution per label.
-
-    Sentences count by the maximum over their tokens, which are coloured by activation.
-    """
-    from featurestore.explore import show as showing
-    from featurestore.store.reading import open_store
-
-    with Progress() as progress, lacking(store):
-        view = showing.show(open_store(store), layer, feature, top, average_l0, progress=progress)
-    say(view.coloured() if in_colour() else str(view), safe=True)
-
-
 @main.command()
 @click.argument("store", type=UserPath())
 @click.option("--source", type=UserPath(), help="Compare every value with these sentence NPZs, too.")
@@ -331,3 +222,7 @@ def verify(store: Path, source: Path | None) -> None:
         say(f"{problem.where}: {problem.what}")
     say(f"{store}: {len(problems)} problems" if problems else f"{store}: sound")
     click.get_current_context().exit(1 if problems else 0)
+
+
+for command in (looking.features, looking.show, looking.plot, looking.report):
+    main.add_command(command)

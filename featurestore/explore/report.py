@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -12,9 +13,10 @@ from featurestore.errors import ParameterError, brief, extra, lacking
 from featurestore.explore import sections
 from featurestore.explore.plots import style
 from featurestore.files import whole_file
-from featurestore.paths import PathLike, as_path
+from featurestore.paths import PathLike
 from featurestore.schema import Progress, __version__
 from featurestore.store.info import info
+from featurestore.store.location import StorageOptions, location
 from featurestore.store.reading import open_store
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def report(
     output: PathLike,
     *,
     overwrite: bool = False,
+    storage_options: StorageOptions | None = None,
     progress: Progress = lambda *_: None,
 ) -> Path:
     """Describe a store in one HTML page, which needs no network: an overview, what looks wrong, plots, features.
@@ -33,11 +36,13 @@ def report(
     Parameters
     ----------
     store : str, PathLike or xarray.Dataset
-        The store; or a dataset as of `open_store`, or a selection of one that keeps its dims.
+        The store, a zip of it or its URL; or a dataset as of `open_store`, or a selection of one that keeps its dims.
     output : str or PathLike
         Ends in ``.html``.
     overwrite : bool
         Replace an `output` that has other content.
+    storage_options : mapping, optional
+        What fsspec needs to open a URL (see `open_store`).
     progress : callable
         Called as ``progress(what, done, total)``.
 
@@ -71,7 +76,7 @@ def report(
     environment.filters["shown"] = sections.shown
     script = templates.get_source(environment, "report.js")[0]
     page = environment.get_template("report.html").render(
-        _content(store, progress),
+        _content(store, storage_options, progress),
         script=script,
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         ink=style.INK,
@@ -82,15 +87,19 @@ def report(
     return path
 
 
-def _content(store: PathLike | xr.Dataset, progress: Progress) -> dict[str, Any]:
+def _content(
+    store: PathLike | xr.Dataset, storage_options: StorageOptions | None, progress: Progress
+) -> dict[str, Any]:
     """Read and measure all that the page shows."""
     import xarray as xr
 
     if isinstance(store, xr.Dataset):
         return {"name": "selection", **sections.all_of(store, None, progress)}
-    try:
-        path = as_path(store)
-    except ParameterError:
-        raise ParameterError(f"expected a store or a dataset as of open_store, found {brief(store)}") from None
+    if not isinstance(store, str | os.PathLike):
+        raise ParameterError(f"expected a store or a dataset as of open_store, found {brief(store)}")
+    path = location(store, storage_options)
     with lacking(path):
-        return {"name": path.name, **sections.all_of(open_store(path), info(path), progress)}
+        return {
+            "name": path.name,
+            **sections.all_of(open_store(path), info(store, storage_options=storage_options), progress),
+        }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,7 +9,9 @@ import numpy as np
 from featurestore.errors import SelectionError, lacking
 from featurestore.explore.features import features
 from featurestore.measures.measured import best_first
+from featurestore.paths import PathLike
 from featurestore.schema import MIN_ACTIVE, Progress
+from featurestore.store.location import StorageOptions, location
 from featurestore.store.reading import open_store
 from featurestore.strategies import sae_dim, sae_positions
 
@@ -22,18 +23,20 @@ _ALONE = ("density", "mean", "max")
 
 
 def strongest_of_store(
-    store: Path,
+    store: PathLike,
     by: str,
     top: int,
     *,
     layer: int | None = None,
     tokens: Literal["final", "any"] = "final",
     min_active: int = MIN_ACTIVE,
+    storage_options: StorageOptions | None = None,
     progress: Progress = lambda *_: None,
 ) -> xr.Dataset:
     """Measure the features of a store, or of one layer, and select those that come first; see `strongest`."""
-    ds = open_store(store)
-    with lacking(store):
+    path = location(store, storage_options)
+    ds = open_store(path)
+    with lacking(path):
         if layer is not None:
             ds = ds.isel({sae_dim(ds): sae_positions(ds, layer)})
         return strongest(features(ds, tokens=tokens, progress=progress), by, top, min_active)

@@ -29,6 +29,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 import featurestore
+from featurestore.explore import plots
 from featurestore.paths import is_url, without_secrets
 from featurestore.store.location import ReadOnlyPath, location
 from featurestore.store.snapshot import Snapshot, store_name
@@ -185,6 +186,17 @@ def test_info_is_the_same(cli: Cli, place: Place, original: Path) -> None:
     assert printed.exit_code == 0, printed.output
     assert SECRET not in printed.output
     assert ("unknown" in printed.output) == (found.bytes_on_disk is None)
+
+
+def test_looking_is_the_same(cli: Cli, memory: Callable[..., str], original: Path) -> None:
+    for line in (["features", "--top", 3, "--csv"], ["show", "--layer", 1, "--feature", 2]):
+        local, remote = (cli(*line, store) for store in (original / "s.zarr", memory("s.zarr")))
+        assert (remote.exit_code, remote.output) == (0, local.output)
+    for number, store in enumerate((str(original / "s.zarr"), memory("s.zarr"))):
+        plots.save("pca", store, f"{number}.svg", layer=1)
+        featurestore.report(store, f"{number}.html")
+    assert Path("0.svg").read_bytes() == Path("1.svg").read_bytes()
+    assert Path("1.html").exists()
 
 
 def test_datasets_are_the_same_bytes(cli: Cli, place: Place, original: Path) -> None:

@@ -12,8 +12,9 @@ from featurestore.datasets.dataset import check_output
 from featurestore.errors import ParameterError, extra, lacking, spelled
 from featurestore.explore.plots import feature, hidden, layers, style
 from featurestore.files import whole_file
-from featurestore.paths import PathLike, as_path
+from featurestore.paths import PathLike
 from featurestore.schema import PLOTS, Progress
+from featurestore.store.location import StorageOptions, location
 from featurestore.store.reading import open_store
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def save(
     output: PathLike,
     *,
     overwrite: bool = False,
+    storage_options: StorageOptions | None = None,
     progress: Progress = lambda *_: None,
     **options: Any,
 ) -> Path:
@@ -49,11 +51,13 @@ def save(
     kind : str
         Name of a function of `featurestore.explore.plots`.
     store : str or PathLike
-        The store.
+        The store, a zip of it or its URL.
     output : str or PathLike
         Ends in ``.svg`` or ``.png`` (300 dots per inch).
     overwrite : bool
         Replace an `output` that has other content.
+    storage_options : mapping, optional
+        What fsspec needs to open a URL (see `open_store`).
     progress : callable
         Called as ``progress(what, done, total)``.
     **options
@@ -77,8 +81,9 @@ def save(
     given = _checked(kind, {name: value for name, value in options.items() if value is not None})
     if "progress" in inspect.signature(KINDS[kind]).parameters:
         given["progress"] = progress
-    with lacking(as_path(store)):
-        content = rendered(kind, path.suffix, open_store(store), **given)
+    where = location(store, storage_options)
+    with lacking(where):
+        content = rendered(kind, path.suffix, open_store(where), **given)
     with whole_file(path, overwrite=overwrite) as file:
         file.write(content)
     return path
