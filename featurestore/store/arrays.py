@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache, cached_property
 from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from featurestore.errors import StoreError
-from featurestore.store.layout import Metadata, chunk_shape, file_index, file_shape
+from featurestore.store.layout import Metadata, chunk_shape, file_index, file_name, file_shape
 from featurestore.store.location import Location, remedy
+from featurestore.store.shards import ShardReader
 
 if TYPE_CHECKING:
     import zarr
@@ -109,17 +112,55 @@ class StoredArray:
     def _read(self, key: tuple[slice, ...], target: NDArray[Any]) -> None:
         for pause in (0.01, 0.1, None):
             try:
-                self._array.get_basic_selection(key, out=self._buffer(target))
+                if self._in_shards and isinstance(self._path, Path):
+                    self._read_shards(self._path, key, target)
+                else:
+                    self._array.get_basic_selection(key, out=self._buffer(target))
             except StoreError:
                 raise
             except (ValueError, RuntimeError) as error:
-                # Its checksum fails: damaged, or just being replaced by a writer who appends to the same shard.
+                # Its checksum fails: damaged, or just being replaced by a writer who appends to the same file.
                 if pause is None:
                     where = f"{self._path}: array '{self._name}'"
                     raise StoreError(f"{where} is damaged ({error}); {remedy(self._path)}") from error
                 time.sleep(pause)
             else:
                 return
+
+    @property
+    def _in_shards(self) -> bool:
+        return file_shape(self._metadata) != chunk_shape(self._metadata)
+
+    def _read_shards(self, folder: Path, key: tuple[slice, ...], target: NDArray[Any]) -> None:
+        """Read local shards side by side, each chunk straight to its place."""
+        jobs = list(product(*(_cut(part, size) for part, size in zip(key, file_shape(self._metadata), strict=True))))
+        if len(jobs) == 1:
+            self._read_shard(folder, jobs[0], target)
+            return
+        futures = [_readers().submit(self._read_shard, folder, job, target) for job in jobs]
+        wait(futures)
+        for future in futures:
+            future.result()
+
+    def _read_shard(self, folder: Path, parts: Sequence[_Part], target: NDArray[Any]) -> None:
+        file = file_name(self._name, [part.number for part in parts])
+        target = target[tuple(part.target for part in parts)]
+        try:
+            shard = ShardReader(folder / file, self._metadata)
+        except FileNotFoundError:
+            self._check_padding(file)
+            target[...] = np.nan
+            return
+        with shard:
+            chunks = (_cut(part.within, size) for part, size in zip(parts, chunk_shape(self._metadata), strict=True))
+            for pieces in product(*chunks):
+                place, piece = tuple(one.number for one in pieces), target[tuple(one.target for one in pieces)]
+                if not shard.read_into(piece, place, tuple(one.within for one in pieces)):
+                    piece[...] = np.nan
+
+    def _check_padding(self, file: str) -> None:
+        if self._is_needed(file):
+            raise StoreError(f"{self._path}: {file} is missing; {remedy(self._path)}")
 
     @cached_property
     def _array(self) -> zarr.Array[Any]:
@@ -191,8 +232,42 @@ class _Run(NamedTuple):
     target: slice
 
 
+class _Part(NamedTuple):
+    """What is wanted of one file or chunk along an axis.
+
+    Attributes
+    ----------
+    number : int
+        Which it is.
+    within, target : slice
+        Where it is in there, and where it goes.
+    """
+
+    number: int
+    within: slice
+    target: slice
+
+
+def _cut(wanted: slice, size: int) -> list[_Part]:
+    """Divide what is wanted of an axis among its files or chunks, all of one size."""
+    parts = []
+    for number in range(wanted.start // size, -(-wanted.stop // size)):
+        start, stop = max(wanted.start, number * size), min(wanted.stop, (number + 1) * size)
+        within = slice(start - number * size, stop - number * size)
+        parts.append(_Part(number, within, slice(start - wanted.start, stop - wanted.start)))
+    return parts
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "featurestore-reader")
+
+
+os.register_at_fork(after_in_child=_readers.cache_clear)  # where its threads are not
+
+
 def _runs(positions: Positions, chunk: int) -> list[_Run]:
-    """Cut ascending positions into runs of adjacent chunks: Zarr reads slices many times as fast as lists."""
+    """Cut ascending positions into runs of adjacent chunks, which are read together."""
     if not len(positions):
         return []
     chunks = positions // chunk

@@ -1,8 +1,8 @@
-"""Shards written and checked chunk by chunk, so that none is ever dense in memory.
+"""Shards written and read chunk by chunk, with nothing in between.
 
-Zarr's own writing of a shard wants all of it at once, a hundred times what it has to hold of sparse activations. What
-is written here is what Zarr's sharding codec writes [1]_: the chunks one after the other, then their places and sizes.
-Readers go by Zarr.
+Zarr's own writing of a shard wants all of it at once, a hundred times what it has to hold of sparse activations; its
+reading copies each chunk twice. What is written here is what Zarr's sharding codec writes [1]_: the chunks one after
+the other, then their places and sizes. So plain Zarr reads it, too.
 
 .. [1] https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -75,7 +76,7 @@ class ShardWriter:
 
 
 class ShardReader:
-    """A shard, read chunk by chunk to be checked; a context manager.
+    """A shard, read chunk by chunk; a context manager. What replaces its file meanwhile does not show.
 
     Parameters
     ----------
@@ -87,18 +88,17 @@ class ShardReader:
     Raises
     ------
     ValueError
-        If it is damaged, also from `read`.
+        If it is damaged, also from `read` and `read_into`.
     """
 
     def __init__(self, path: Path, metadata: Metadata) -> None:
         self._form = _Form(metadata)
-        self._chunk = np.empty(self._form.chunk, self._form.dtype)  # the same for all: to allocate it takes long
-        self._file = path.open("rb")
+        self._file = path.open("rb", buffering=0)
         try:
             n_bytes = 16 * math.prod(self._form.grid)
-            self._size = self._file.seek(0, os.SEEK_END)
-            self._file.seek(max(0, self._size - n_bytes - 4))
-            self._index = np.frombuffer(_intact(self._file.read(), n_bytes), "<u8").reshape(-1, 2)
+            self._size = os.fstat(self._file.fileno()).st_size
+            index = os.pread(self._file.fileno(), n_bytes + 4, max(0, self._size - n_bytes - 4))
+            self._index = np.frombuffer(_intact(index, n_bytes), "<u8").reshape(-1, 2)
         except BaseException:
             self._file.close()
             raise
@@ -116,15 +116,35 @@ class ShardReader:
 
     def read(self, place: tuple[int, ...]) -> NDArray[Any] | None:
         """Return the chunk at a place in the grid of chunks, valid until the next is read; None if there is none."""
+        compressed = self._compressed(place)
+        if compressed is None:
+            return None
+        self._form.compressor.decode(compressed, self._chunk)
+        return self._chunk
+
+    def read_into(self, target: NDArray[Any], place: tuple[int, ...], within: tuple[slice, ...]) -> bool:
+        """Read a part of the chunk at a place into an array of its shape; False if there is none."""
+        compressed = self._compressed(place)
+        if compressed is None:
+            return False
+        if target.shape == self._form.chunk and target.flags.c_contiguous:
+            self._form.compressor.decode(compressed, target)
+        else:
+            self._form.compressor.decode(compressed, self._chunk)
+            target[...] = self._chunk[within]
+        return True
+
+    @cached_property
+    def _chunk(self) -> NDArray[Any]:
+        return np.empty(self._form.chunk, self._form.dtype)  # the same for all: to allocate it takes long
+
+    def _compressed(self, place: tuple[int, ...]) -> bytes | None:
         start, size = self._index[np.ravel_multi_index(place, self._form.grid)].tolist()
         if start == size == _EMPTY:
             return None
         if start + size > self._size:
             raise ValueError("a chunk ends beyond the file")
-        self._file.seek(start)
-        compressed = _intact(self._file.read(size), size - 4)
-        self._form.compressor.decode(compressed, self._chunk)
-        return self._chunk
+        return _intact(os.pread(self._file.fileno(), size, start), size - 4)
 
 
 class _Form:
@@ -147,9 +167,10 @@ class _Form:
 
 def _intact(data: bytes, size: int) -> bytes:
     """Return data without the checksum that follows them."""
-    if len(data) != size + 4 or _checksum(data[:size]) != data[size:]:
+    content = data[:size]
+    if len(data) != size + 4 or _checksum(content) != data[size:]:
         raise ValueError("a checksum differs")
-    return data[:size]
+    return content
 
 
 def _checksum(data: bytes) -> bytes:

@@ -28,13 +28,12 @@ from unittest import mock
 import dask
 import numpy as np
 import pytest
-from zarr.abc.store import RangeByteRequest
-from zarr.storage import LocalStore
 
 import featurestore
 from featurestore import files
 from featurestore.store import commit, layout
 from featurestore.store.batch import Batch
+from featurestore.store.shards import ShardReader
 from featurestore.store.snapshot import Snapshot
 from tests.reliability.contents import ARRAYS, check, tree
 from tests.reliability.recording import quick_folder
@@ -332,16 +331,15 @@ def read_on(link: Link, path: Path, goal: int, seed: int) -> None:
     delays = itertools.cycle(rng.uniform(0, 0.1, 997) * (rng.random(997) < 0.05))
     counts: Counter[str] = Counter()
     sizes, wrong, errors = set[int](), list[object](), list[str]()
-    sleep, get = time.sleep, LocalStore.get_sync
+    sleep, compressed = time.sleep, ShardReader._compressed
 
     def retry(seconds: float) -> None:
         counts["retries"] += 1
         sleep(seconds)
 
-    def slow(*arguments: Any, **options: Any) -> Any:
-        if isinstance(options.get("byte_range"), RangeByteRequest):
-            sleep(next(delays))
-        return get(*arguments, **options)
+    def slow(*arguments: Any) -> Any:
+        sleep(next(delays))
+        return compressed(*arguments)
 
     def compare(what: object, found: Any, expected: Any) -> None:
         if found == expected if isinstance(found, list) else found.tobytes() == expected.tobytes():
@@ -350,7 +348,7 @@ def read_on(link: Link, path: Path, goal: int, seed: int) -> None:
             wrong.append(what)
 
     dask.config.set(scheduler="synchronous")
-    with mock.patch("time.sleep", retry), mock.patch.object(LocalStore, "get_sync", slow):
+    with mock.patch("time.sleep", retry), mock.patch.object(ShardReader, "_compressed", slow):
         while (counts["right"] < goal or len(sizes) < MIN_SIZES) and not wrong and len(errors) < goal:
             try:
                 ds = featurestore.open_store(path)
