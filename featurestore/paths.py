@@ -22,7 +22,8 @@ def is_url(path: object) -> TypeGuard[str]:
 
 def without_secrets(text: str) -> str:
     """Leave out passwords and queries, which may be signatures, of the URLs in a text."""
-    text = re.sub(r"(?<=://)[^\s/@:]*:[^\s/@]*@", "***@", text)
+    text = re.sub(r"((?:https?|ftp)://)[^\s/'\"]*@", r"\1***@", text)  # others have a container@account there
+    text = re.sub(r"(?<=://)[^\s'\"]*:[^\s'\"]*@", "***@", text)
     return re.sub(r"(://[^\s?'\"]*\?)[^\s'\")]*", r"\1***", text)
 
 
@@ -40,7 +41,7 @@ def as_path(path: PathLike) -> Path:
     if not text:
         raise ParameterError("expected a path, found an empty text; write . for the working folder")
     if is_url(text):
-        readable = "stores are read from URLs, by open_store, info, build, sweep and datasets; all else needs a path"
+        readable = "only stores are read from URLs, not folders of sentences, and nothing is written there"
         raise ParameterError(
             f"{shortened(without_secrets(text))}: expected a path of this machine, found a URL; {readable}"
         )

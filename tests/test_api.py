@@ -63,6 +63,12 @@ def test_imports_point_down() -> None:
     TopologicalSorter(known).prepare()  # raises CycleError
 
 
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    lacking = [name for name in featurestore.__all__ if f"::: featurestore.{name}\n" not in f"{pages}\n"]
+    assert lacking == ["__version__"]
+
+
 def test_every_error_is_in_the_tree_and_a_builtins_subclass() -> None:
     from featurestore import errors
 

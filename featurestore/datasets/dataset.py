@@ -16,7 +16,7 @@ import numpy as np
 
 from featurestore.datasets.contents import Contents
 from featurestore.datasets.normalize import PARAMETERS, Normalization, numbers
-from featurestore.errors import DatasetError, NonFiniteError, ParameterError, some
+from featurestore.errors import DatasetError, NonFiniteError, ParameterError, extra, some
 from featurestore.files import whole_file
 from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
@@ -151,9 +151,10 @@ class Dataset:
         """Return `transform` and `inverse` as a scikit-learn transformer, for a pipeline on raw values.
 
         Fitting it changes nothing: it keeps the statistics of this dataset. Needs scikit-learn, which this package
-        does not install by itself (``pip install featurestore[sklearn]``).
+        does not install by itself (``pip install '.[sklearn]'``).
         """
-        from sklearn.preprocessing import FunctionTransformer
+        with extra("sklearn"):
+            from sklearn.preprocessing import FunctionTransformer
 
         apply, undo = self.normalization.transform, self.normalization.inverse  # which do not hold X
         return FunctionTransformer(apply, undo, validate=False, check_inverse=False, feature_names_out="one-to-one")

@@ -182,7 +182,7 @@ def _on_workers(client: Client, parts: Sequence[Part], given: Graph, assign: Ass
 
 def _getter(n_parts: int) -> Get:
     """Choose how each part is computed: where there are few, as of a mean over all sentences, by several threads."""
-    return get_sync if n_parts > CPU_COUNT else get_threaded
+    return get_sync if n_parts > CPU_COUNT else partial(get_threaded, num_workers=CPU_COUNT // max(1, n_parts))
 
 
 def _computed(get: Get, part: Part, given: Graph) -> dict[Any, Array]:

@@ -50,7 +50,9 @@ class StoredArray:
     def __init__(
         self, path: Location, name: str, metadata: Metadata, n_tokens: NDArray[np.int64] | None = None
     ) -> None:
-        self._path, self._name, self._metadata = path, name, metadata
+        # Absolute, because whoever reads may have another working folder by then, or be another process.
+        self._path = path.absolute() if isinstance(path, Path) else path
+        self._name, self._metadata, self._shown = name, metadata, str(path)
         self._dims: list[str] = metadata["dimension_names"]
         self._lengths = n_tokens if self._dims[:2] == ["sentence", "token"] else None
         self.shape: tuple[int, ...] = tuple(metadata["shape"])
@@ -58,9 +60,8 @@ class StoredArray:
         self.dtype = np.dtype(object if is_text else metadata["data_type"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what it is, no open files; whoever reads the pickle may have another working folder."""
-        path = self._path.absolute() if isinstance(self._path, Path) else self._path
-        return type(self), (path, self._name, self._metadata, self._lengths)
+        """Pickle what it is, no open files."""
+        return type(self), (self._path, self._name, self._metadata, self._lengths)
 
     def __getitem__(self, key: tuple[Index, ...]) -> NDArray[Any]:
         """Read some positions of each axis, in any order: as `ndarray.__getitem__` of an open mesh (`numpy.ix_`)."""
@@ -121,9 +122,10 @@ class StoredArray:
             except (ValueError, RuntimeError) as error:
                 # Its checksum fails: damaged, or just being replaced by a writer who appends to the same file.
                 if pause is None:
-                    where = f"{self._path}: array '{self._name}'"
-                    raise StoreError(f"{where} is damaged ({error}); {remedy(self._path)}") from error
+                    raise self._error(f"is damaged ({error})") from error
                 time.sleep(pause)
+            except OSError as error:
+                raise self._error(f"cannot be read ({error.strerror or error})") from error
             else:
                 return
 
@@ -148,7 +150,7 @@ class StoredArray:
         try:
             shard = ShardReader(folder / file, self._metadata)
         except FileNotFoundError:
-            self._check_padding(file)
+            self._check_missing(file)
             target[...] = np.nan
             return
         with shard:
@@ -158,15 +160,14 @@ class StoredArray:
                 if not shard.read_into(piece, place, tuple(one.within for one in pieces)):
                     piece[...] = np.nan
 
-    def _check_padding(self, file: str) -> None:
-        if self._is_needed(file):
-            raise StoreError(f"{self._path}: {file} is missing; {remedy(self._path)}")
+    def _error(self, found: str) -> StoreError:
+        return StoreError(f"{self._shown}: array '{self._name}' {found}; {remedy(self._path)}")
 
     @cached_property
     def _array(self) -> zarr.Array[Any]:
         from featurestore.store.handles import complete_files, open_array
 
-        return open_array(complete_files(self._path, self._is_needed), self._name, self._metadata)
+        return open_array(complete_files(self._path, self._check_missing), self._name, self._metadata)
 
     @cached_property
     def _buffer(self) -> Callable[[NDArray[Any]], NDBuffer]:
@@ -174,14 +175,15 @@ class StoredArray:
 
         return default_buffer_prototype().nd_buffer.from_ndarray_like
 
-    def _is_needed(self, file: str) -> bool:
-        """Tell whether a file has to be there: it holds more than padding."""
+    def _check_missing(self, file: str) -> None:
+        """Refuse that a file is not there, unless it would hold nothing but padding."""
         index = file_index(file.rpartition("/")[2])
-        if index is None or self._dims[:2] != ["sentence", "token"]:
-            return True
-        rows, tokens, *_ = file_shape(self._metadata)
-        lengths = self._lengths[index[0] * rows :][:rows] if self._lengths is not None else np.array([0])
-        return bool(lengths.max() > index[1] * tokens)
+        if index is not None and self._dims[:2] == ["sentence", "token"]:
+            rows, tokens, *_ = file_shape(self._metadata)
+            lengths = self._lengths[index[0] * rows :][:rows] if self._lengths is not None else np.array([0])
+            if lengths.max() <= index[1] * tokens:
+                return
+        raise StoreError(f"{self._shown}: {file} is missing; {remedy(self._path)}")
 
 
 class _Axis(NamedTuple):
@@ -260,7 +262,7 @@ def _cut(wanted: slice, size: int) -> list[_Part]:
 
 @cache
 def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "featurestore-reader")
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "featurestore-reader")
 
 
 os.register_at_fork(after_in_child=_readers.cache_clear)  # where its threads are not

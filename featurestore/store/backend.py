@@ -15,7 +15,7 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from featurestore import memory
-from featurestore.errors import ParameterError, StoreError, TooLargeError, brief, spelled
+from featurestore.errors import ParameterError, StoreError, TooLargeError, brief
 from featurestore.paths import as_path
 from featurestore.store.layout import ROOT
 from featurestore.store.location import ReadOnlyPath, StorageOptions, location, remedy
@@ -53,10 +53,13 @@ class FeatureStoreBackend(BackendEntrypoint):
     open_dataset_parameters = ("filename_or_obj", "drop_variables", "max_bytes", "storage_options")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Tell whether something is the path of a store, sound or not; never of a URL, about which it would ask."""
+        """Tell whether something is the path of a store, sound or not; not of a copy that xarray has written.
+
+        Of a URL it never is, as that would have to be asked.
+        """
         try:
             root = as_path(filename_or_obj) / ROOT
-            return root.is_file() and b'"featurestore_schema"' in root.read_bytes()
+            return root.is_file() and b'"featurestore_checksum"' in root.read_bytes()
         except (ParameterError, OSError):
             return False
 
@@ -203,15 +206,13 @@ class _Guarded(BackendArray):
 
     def _check(self, n_bytes: int) -> None:
         if self._max_bytes is not None:
-            limit, allowed = self._max_bytes, spelled("max_bytes", self._max_bytes)
+            limit, allowed = self._max_bytes, f"max_bytes={self._max_bytes}"
         elif n_bytes >= _NOTICEABLE and (left := memory.available()) is not None:
             limit, allowed = left / 2, f"half of the {left / 1e9:.2f} GB of memory that is available"
         else:
             return
         if n_bytes > limit:
-            remedy = (
-                f"select less, open the store with {spelled('chunks', {})}, or allow more by {spelled('max_bytes')}"
-            )
+            remedy = "select less, open the store with chunks={}, or allow more by max_bytes="
             raise TooLargeError(
                 f"{self._name}: would read {n_bytes / 1e9:.2f} GB at once, more than {allowed}; {remedy}"
             )

@@ -43,21 +43,21 @@ class CompleteFiles(LocalStore):
     ----------
     path : Path
         The store.
-    is_needed : callable
-        Tells by its name whether a file has to be there.
+    check_missing : callable
+        Called with the name of a file that is not there; raises if it has to be.
     """
 
-    def __init__(self, path: Path, is_needed: Callable[[str], bool]) -> None:
+    def __init__(self, path: Path, check_missing: Callable[[str], None]) -> None:
         super().__init__(path, read_only=True)
-        self._is_needed = is_needed
+        self._check_missing = check_missing
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Read a file or a part of it; None for one that need not be there."""
         content = super().get_sync(key, prototype=prototype, byte_range=byte_range)
-        if content is None and self._is_needed(key):
-            raise StoreError(f"{self.root}: {key} is missing; see `verify`, ingest into a new store")
+        if content is None:
+            self._check_missing(key)
         return content
 
 
@@ -68,22 +68,22 @@ class CompleteObjects(FsspecStore):
     ----------
     path : ReadOnlyPath
         The store.
-    is_needed : callable
-        Tells by its name whether a file has to be there.
+    check_missing : callable
+        Called with the name of a file that is not there; raises if it has to be.
     """
 
-    def __init__(self, path: ReadOnlyPath, is_needed: Callable[[str], bool]) -> None:
+    def __init__(self, path: ReadOnlyPath, check_missing: Callable[[str], None]) -> None:
         fs, root = path.opened
         super().__init__(fs, read_only=True, path=root)
-        self._location, self._is_needed = path, is_needed
+        self._location, self._check_missing = path, check_missing
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Read a file or a part of it; None for one that need not be there."""
         with self._location.errors():
             # From the first byte on instead of whole, because s3fs asks for the size of what is wanted whole.
             content = await super().get(key + self._location.query, prototype, byte_range or OffsetByteRequest(0))
-        if content is None and self._is_needed(key):
-            raise StoreError(f"{self._location}: {key} is missing; {self._location.remedy}")
+        if content is None:
+            self._check_missing(key)
         if content is not None and len(content) > _longest(byte_range):
             expected = "expected a server that sends parts of files (HTTP range requests), found one that sends all"
             raise StoreError(f"{self._location}: {expected}; use another, or download the store")
@@ -112,13 +112,13 @@ def _longest(byte_range: ByteRequest | None) -> float:
     return float("inf")
 
 
-def complete_files(place: Location, is_needed: Callable[[str], bool]) -> Store:
+def complete_files(place: Location, check_missing: Callable[[str], None]) -> Store:
     """Return the files of a store, of which those that have to be there are an error if they are not."""
     kind: Callable[..., Store] = CompleteFiles if isinstance(place, Path) else CompleteObjects
-    return kind(place, is_needed)
+    return kind(place, check_missing)
 
 
 def read_object(path: ReadOnlyPath, name: str) -> bytes | None:
     """Read a file of a store behind a URL or in a zip; None if it is not there."""
-    content = sync(CompleteObjects(path, lambda _: False).get(name, default_buffer_prototype()))
+    content = sync(CompleteObjects(path, lambda _: None).get(name, default_buffer_prototype()))
     return None if content is None else content.to_bytes()

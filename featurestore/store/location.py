@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,8 +53,9 @@ class ReadOnlyPath:
         return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what it is, no connections."""
-        return type(self), (self.url, dict(self.options))
+        """Pickle what it is, no connections; whoever reads the pickle may have another working folder."""
+        url = self.url if is_url(self.url) else os.path.abspath(self.url)  # noqa: PTH100
+        return type(self), (url, dict(self.options))
 
     def __truediv__(self, name: str) -> ReadOnlyPath:
         url, mark, query = self.url.partition("?")
@@ -163,7 +165,7 @@ class ReadOnlyPath:
             get_filesystem_class(protocol)
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
-            remedy = f'pip install "featurestore[{extra}]"' if extra else shown(error)
+            remedy = f"pip install '.[{extra}]', or uv run --extra {extra}" if extra else shown(error)
             raise StoreError(f"{self}: cannot be read without another package; {remedy}") from None
         own = {name: dict(value) if isinstance(value, Mapping) else value for name, value in self.options.items()}
         with self.errors():

@@ -119,7 +119,7 @@ class ShardReader:
         compressed = self._compressed(place)
         if compressed is None:
             return None
-        self._form.compressor.decode(compressed, self._chunk)
+        self._form.decode(compressed, self._chunk)
         return self._chunk
 
     def read_into(self, target: NDArray[Any], place: tuple[int, ...], within: tuple[slice, ...]) -> bool:
@@ -128,9 +128,9 @@ class ShardReader:
         if compressed is None:
             return False
         if target.shape == self._form.chunk and target.flags.c_contiguous:
-            self._form.compressor.decode(compressed, target)
+            self._form.decode(compressed, target)
         else:
-            self._form.compressor.decode(compressed, self._chunk)
+            self._form.decode(compressed, self._chunk)
             target[...] = self._chunk[within]
         return True
 
@@ -163,6 +163,27 @@ class _Form:
             shuffle = _SHUFFLES[settings["shuffle"]]
             # Outside of the main thread Blosc works by itself; with threads of its own, the bytes would vary.
             self.compressor = Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"])
+
+    def decode(self, compressed: bytes, target: NDArray[Any]) -> None:
+        """Decompress a chunk into an array, which the codecs would leave as it is where they have too little for it."""
+        size = _zstd_size(compressed) if isinstance(self.compressor, Zstd) else _blosc_size(compressed)
+        if size != target.nbytes:
+            raise ValueError(f"expected a chunk of {target.nbytes} bytes, found one of {size}")
+        self.compressor.decode(compressed, target)
+
+
+def _zstd_size(frame: bytes) -> int:
+    """Return how many bytes a frame holds: RFC 8878, 3.1.1.1."""
+    flags = int.from_bytes(frame[4:5])
+    is_single = flags >> 5 & 1
+    width = (is_single, 2, 4, 8)[flags >> 6]
+    start = 6 - is_single + (0, 1, 2, 4)[flags & 3]
+    return int.from_bytes(frame[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+def _blosc_size(frame: bytes) -> int:
+    """Return how many bytes a frame holds: README_CHUNK_FORMAT of C-Blosc."""
+    return int.from_bytes(frame[4:8], "little")
 
 
 def _intact(data: bytes, size: int) -> bytes:

@@ -239,9 +239,9 @@ def test_other_content_is_not_replaced(planted: Any, cli: Any) -> None:
 
 def test_a_missing_extra_is_named(planted: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    refused(cli("plot", "l0", planted[0], "--output", "a.svg"), "needs matplotlib", "pip install 'featurestore[plots]'")
+    refused(cli("plot", "l0", planted[0], "--output", "a.svg"), "needs matplotlib", "pip install '.[plots]'")
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    refused(cli("report", planted[0], "--output", "a.html"), "needs jinja2", "pip install 'featurestore[report]'")
+    refused(cli("report", planted[0], "--output", "a.html"), "needs jinja2", "pip install '.[report]'")
 
 
 def test_of_many_sentences_whole_blocks_are_drawn() -> None:

@@ -27,6 +27,9 @@ PORTIONS = [0, 3, 5, 7]
 
 LAYERS = [0, 1, 2, 4, 5]
 
+POINTS = itertools.count()
+"""Numbers for dims."""
+
 LABELS = {"sentence": range(len(LENGTHS)), "token": range(-8, 0), "layer": LAYERS, "feature": range(10)}
 
 SELECTIONS = settings(
@@ -130,7 +133,7 @@ def steps(draw: st.DrawFn, ds: xr.Dataset) -> tuple[str, dict[str, Any]]:
         case _:
             some = [dim for dim in dims if ds.sizes[dim]]
             length = draw(st.integers(1, 4))
-            name = f"point{len(ds.dims)}{draw(st.integers(0, 99))}"
+            name = f"point{next(POINTS)}"  # as dims of one name would have to have one size
             positions = {dim: st.integers(-ds.sizes[dim], ds.sizes[dim] - 1) for dim in some}
             return "isel", {
                 dim: xr.DataArray(draw(st.lists(positions[dim], min_size=length, max_size=length)), dims=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import pickle
 import shutil
 import subprocess
 import sys
@@ -531,3 +532,45 @@ def test_without_assertions_and_docstrings(folder: Path, tmp_path: Path) -> None
     )
     subprocess.run([sys.executable, "-OO", "-c", code], check=True, cwd=tmp_path)
     assert featurestore.verify(tmp_path / "s.zarr", folder) == []
+
+
+def test_an_open_store_stays_that_store(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever becomes of the working folder, and whoever unpickles it."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    featurestore.ingest(folder, "s.zarr")
+    write_folder(tmp_path / "other", 5, seed=1)
+    featurestore.ingest(tmp_path / "other", tmp_path / "there" / "s.zarr")
+    ds = featurestore.open_store("s.zarr")
+    expected = ds.hidden_states.copy().values
+    monkeypatch.chdir(tmp_path / "there")
+    assert not np.array_equal(featurestore.open_store("s.zarr").hidden_states, expected, equal_nan=True)
+    for again in (ds, pickle.loads(pickle.dumps(ds))):
+        np.testing.assert_array_equal(again.hidden_states, expected)
+
+
+def test_a_store_that_is_deleted_while_it_is_open(folder: Path, tmp_path: Path) -> None:
+    featurestore.ingest(folder, tmp_path / "s.zarr")
+    ds = featurestore.open_store(tmp_path / "s.zarr")
+    shutil.rmtree(tmp_path / "s.zarr")
+    for name in ("hidden_states", "token_text"):
+        with pytest.raises(featurestore.StoreError, match=r"s\.zarr: (hidden_states/c|array ')"):
+            ds[name].load()
+
+
+def test_a_shard_of_another_dtype_is_damage(tmp_path: Path) -> None:
+    for dtype in ("f2", "f4"):
+        for index in range(3):
+            arrays = sentence_arrays(index, tokens=4)
+            write_sentence(
+                tmp_path / dtype,
+                index,
+                changes={name: arrays[name].astype(dtype) for name in ("embeddings", "hidden_states", "activations")},
+            )
+        featurestore.ingest(tmp_path / dtype, tmp_path / f"{dtype}.zarr")
+    for name in ("embeddings", "hidden_states", "activations"):
+        shard = next((tmp_path / "f2.zarr" / name).glob("c.*"))
+        shutil.copy(shard, tmp_path / "f4.zarr" / name / shard.name)
+        with pytest.raises(featurestore.StoreError, match=f"array '{name}' is damaged"):
+            featurestore.open_store(tmp_path / "f4.zarr")[name].load()

@@ -3,7 +3,7 @@
 >>> from featurestore.explore import plots
 >>> axes = plots.trajectory(ds, layer=15, feature=61)  # doctest: +SKIP
 
-They need matplotlib (``pip install 'featurestore[plots]'``). Colours can be told apart by colour-blind readers; without
+They need matplotlib (``pip install '.[plots]'``). Colours can be told apart by colour-blind readers; without
 `ax`, a figure is as wide as a column of a paper.
 """
 
