@@ -31,6 +31,7 @@ ELSEWHERE = {
     "uv run --group test pytest tests/reliability",
     "uv run --group test examples/accuracy_by_layer.py",
     "uv run --extra distributed examples/cluster.py examples/layers.yaml",
+    "uv run --group benchmark benchmarks/queries.py",
     "uv run --group test benchmarks/features.py",
     "uv run --group test benchmarks/main_job.py",
     "uv run --group test benchmarks/sweep.py",
