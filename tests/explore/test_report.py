@@ -211,8 +211,6 @@ def test_nothing_beyond_chance_is_no_finding(tmp_path: Path) -> None:
     ds = ds.assign_coords(label=("sentence", labels))
     found = featurestore.features(ds)
     assert not (abs(found.pearson) > found.attrs["pearson_by_chance"]).any()
-    probe = featurestore.separability(ds)
-    assert (probe.accuracy < probe.shuffled + 2 * probe.shuffled_error).all()
     page = Page(featurestore.report(ds, tmp_path / "r.html").read_text())
     captions = "".join(page.texts["figcaption"])
     assert "In no layer does it exceed shuffled labels by more than two standard errors." in captions

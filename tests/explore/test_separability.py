@@ -115,18 +115,20 @@ def test_one_layer_and_one_token_can_be_selected(store: Path) -> None:
 
 def test_numbers_that_are_too_small_are_refused(store: Path) -> None:
     ds = featurestore.open_store(store)
+    measures: list[Any] = [featurestore.separability, featurestore.fisher_ratio]
+    separability, fisher_ratio = measures
     for measure, option, value, lowest in (
-        (featurestore.separability, "repeats", 0, 1), (featurestore.separability, "most", 0, 1),
-        (featurestore.fisher_ratio, "permutations", -1, 0), (featurestore.fisher_ratio, "most", -3, 1),
-        (featurestore.fisher_ratio, "seed", -1, 0),
+        (separability, "repeats", 0, 1), (separability, "most", 0, 1),
+        (fisher_ratio, "permutations", -1, 0), (fisher_ratio, "most", -3, 1),
+        (fisher_ratio, "seed", -1, 0),
     ):  # fmt: skip
         words = f"{option}=: expected at least {lowest}, found {value}"
         with pytest.raises(featurestore.ParameterError, match=words):
-            measure(ds, **{option: value})  # type: ignore[operator]
+            measure(ds, **{option: value})
     for other in (str(store), ds.hidden_states):
-        for measure in (featurestore.separability, featurestore.fisher_ratio):
+        for measure in measures:
             with pytest.raises(featurestore.ParameterError, match="expected a dataset as of open_store"):
-                measure(other)  # type: ignore[operator]
+                measure(other)
 
 
 @pytest.mark.parametrize("n_words", [0, 1])

@@ -73,7 +73,7 @@ def trajectory(
         _from_zero(ax, values.values)
         style.token_axis(ax, tokens)
         style.legend_above(
-            ax, f"{_name(layer, feature, average_l0)}\nmean by label; thin: sentences; special tokens left out"
+            ax, f"{_name(layer, feature, average_l0)}\nmean by label; thin: sentences; no special tokens"
         )
     return ax
 
