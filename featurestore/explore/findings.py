@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.explore.saes import is_mismatch
+from featurestore.ranges import format_numbers
+from featurestore.schema import ARRAYS
 from featurestore.splits.duplicates import group_near_duplicates
 from featurestore.store.info import L0_TOLERANCE
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 _IMBALANCE = 3
 """How many times as many sentences as the rarest label the most frequent one may have."""
+
+
+FEW = 10
+"""Of a label with fewer sentences, the standard error of its recall is too small: 0 where all or none are right."""
 
 
 def counted(n: int, thing: str) -> str:
@@ -35,6 +41,10 @@ def near_duplicates(ds: xr.Dataset) -> list[list[int]]:
 def of_sentences(ds: xr.Dataset, duplicates: list[list[int]]) -> Iterator[str]:
     """Yield what is odd about the sentences and their labels, a sentence each."""
     n, nonfinite = ds.sizes["sentence"], ds["n_nonfinite"].values
+    if not n:
+        yield "There are no sentences."
+    if not any(name in ds for name in ARRAYS):
+        yield "There are no arrays, only sentences, so there is nothing to look at."
     if bad := np.count_nonzero(nonfinite):
         values = counted(int(nonfinite.sum()), "NaN or infinite value")
         yield f"{bad:,} of {n:,} sentences have {values}; plots, features and probes leave these sentences out."
@@ -52,6 +62,9 @@ def _of_labels(counts: Counter[int]) -> Iterator[str]:
     if len(counts) == 1:
         yield f"All labelled sentences have the label {next(iter(counts))}, so there is nothing to tell apart."
     elif counts:
+        if rare := sorted(label for label, count in counts.items() if count < FEW):
+            listed = format_numbers(tuple(rare))
+            yield f"Fewer than {FEW} sentences have label {listed}: standard errors of accuracies are too small there."
         (most, n_most), (least, n_least) = counts.most_common()[0], counts.most_common()[-1]
         if n_most > _IMBALANCE * n_least:
             found = f"Labels are unbalanced: {most} has {counted(n_most, 'sentence')}, {least} only {n_least:,}"

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.errors import SelectionError
 from featurestore.explore.reading import drawn
 from featurestore.explore.tokens import l0, of_words
-from featurestore.schema import Progress
+from featurestore.schema import ACTIVATIONS, Progress
 from featurestore.store.info import L0_TOLERANCE
 from featurestore.strategies import sae_dim
 
@@ -43,11 +44,16 @@ def measured_l0(
     Raises
     ------
     SelectionError
-        If there are no activations, no sentence whose values are finite, or the dataset lacks a dim.
+        If there are no activations, no sentence whose values are finite, the dataset lacks a dim, or values are
+        NaN, as a mask makes them.
+    ParameterError
+        If `ds` is no dataset, or a number is too small.
     """
     import xarray as xr
 
-    ds, dim = drawn(ds, most, seed), sae_dim(ds)
+    ds = drawn(ds, most, seed)
+    _refuse_masked(ds)
+    dim = sae_dim(ds)
     n, parts = ds.sizes.get(dim, 1), []
     for position in range(n):
         parts.append(l0(ds.isel({dim: [position]} if dim in ds.dims else {})).compute())
@@ -65,6 +71,17 @@ def measured_l0(
     return xr.Dataset(
         {name: ("sae", values) for name, values in variables.items()}, attrs={"sentences": ds.sizes["sentence"]}
     )
+
+
+def _refuse_masked(ds: xr.Dataset) -> None:
+    """Refuse activations that are NaN where there is a token: they would count as active.
+
+    Those as of the store have none; only what was calculated of them, which has lost their encoding, is looked at.
+    """
+    if ACTIVATIONS not in ds or "preferred_chunks" in ds[ACTIVATIONS].encoding:
+        return
+    if bool((ds[ACTIVATIONS].isnull() & ds["is_token"]).any()):
+        raise SelectionError("has NaN at tokens, as a mask (where) makes them: select by sel or isel instead")
 
 
 def is_mismatch(found: xr.Dataset) -> xr.DataArray:

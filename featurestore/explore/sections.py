@@ -123,19 +123,43 @@ def _layers(ds: xr.Dataset, progress: Progress) -> dict[str, Any]:
         return {"why": why_no_ratio, "figures": [norms], "table": None}
     by = ratios["ratio"] if found is None else found["accuracy"]
     best = int(by["layer"].values[np.argmax(np.nan_to_num(by.values, nan=-1))])
-    of_probe = "" if found is None else _of_probe(found, best)
+    chosen, of_probe = _chosen(best, len(by), _exceeds(found, ratios)), "" if found is None else _of_probe(found, best)
+    of_ratio = "Variance between labels, divided by the variance within."
+    if not _exceeds(None, ratios):
+        of_ratio += " In no layer does it exceed that of shuffled labels."
     figures = [
         Figure("separability", "Accuracy of a probe.", why=why) if found is None
         else _figure("separability", "Accuracy of a probe by layer", of_probe, found),
-        _figure("fisher", "Fisher ratio by layer", "Variance between labels, divided by the variance within.", ratios),
+        _figure("fisher", "Fisher ratio by layer", of_ratio, ratios),
         _figure(
             "pca", f"Principal components of layer {best}",
-            f"Final tokens in layer {best}, where labels are best told apart, along the directions of most variance.",
-            ds, layer=best,
+            f"Final tokens along the directions of most variance, in {chosen}.", ds, layer=best,
         ),
         norms,
     ]  # fmt: skip
     return {"why": "", "figures": figures, "table": _layer_table(found, ratios)}
+
+
+def _exceeds(found: xr.Dataset | None, ratios: xr.Dataset) -> bool:
+    """Tell whether labels are told apart in any layer better than shuffled ones; by the probe, where there is one."""
+    if found is None:
+        return bool((ratios["ratio"] > ratios["shuffled"]).any())
+    return _probe_exceeds(found)
+
+
+def _probe_exceeds(found: xr.Dataset) -> bool:
+    return bool((found["accuracy"] > found["shuffled"] + 2 * found["shuffled_error"]).any())
+
+
+def _chosen(best: int, n: int, exceeds: bool) -> str:
+    """Name the layer that is shown, and why."""
+    if not exceeds:
+        return f"layer {best}; labels are told apart no better than shuffled ones, here and in all layers"
+    return f"layer {best}" + (f", {_best_of(n)}" if n > 1 else "")
+
+
+def _best_of(n: int) -> str:
+    return f"the best of {n} layers, chosen by looking"
 
 
 def _tried(measure: Callable[..., xr.Dataset], ds: xr.Dataset, progress: Progress) -> tuple[xr.Dataset | None, str]:
@@ -160,8 +184,14 @@ def _of_probe(found: xr.Dataset, best: int) -> str:
     """Say in words what the plot shows."""
     there = found.sel(layer=best)
     accuracy, error, text = (100 * float(there[name]) for name in ("accuracy", "accuracy_error", "text"))
-    top = f"A logistic probe of the final token is best in layer {best}, with {accuracy:.0f} ± {error:.0f} %"
-    return f"{top}; the words of the text alone reach {text:.0f} %, chance is {100 * float(there['chance']):.0f} %."
+    top = f"A logistic probe of the final token reaches {accuracy:.0f} ± {error:.0f} % in layer {best}"
+    if (n := found.sizes["layer"]) > 1:
+        top += f", {_best_of(n)}, so too high"
+    words = "the texts have no words to compare with" if math.isnan(text) else f"the words alone reach {text:.0f} %"
+    said = f"{top}; {words}, chance is {100 * float(there['chance']):.0f} %."
+    if not _probe_exceeds(found):
+        said += " In no layer does it exceed shuffled labels by more than two standard errors."
+    return said
 
 
 def _saes(ds: xr.Dataset, progress: Progress) -> dict[str, Any]:
@@ -203,7 +233,7 @@ def _features(ds: xr.Dataset, found: xr.Dataset, progress: Progress) -> dict[str
     try:
         best = strongest(found, by, _TOP, MIN_ACTIVE)
     except SelectionError as error:
-        return {"why": str(error), "figures": [], "table": None, "views": []}
+        return {"why": str(error), "note": "", "figures": [], "table": None, "views": []}
     of_sae = best["sae_layer" if "sae_layer" in best.coords else "layer"]
     columns = [of_sae, best["average_l0"], best["feature"], *(best[name] for name in _MEASURES)]
     rows = [*zip(*(column.values.tolist() for column in columns), strict=True)]
@@ -222,7 +252,15 @@ def _features(ds: xr.Dataset, found: xr.Dataset, progress: Progress) -> dict[str
         _figure("heatmap", f"Heat map of {about}", "The same at each token of each sentence.", ds, **chosen),
     ]  # fmt: skip
     table = Table(_ranked(found, by), ("layer", "average L0", "feature", *_MEASURES), rows)
-    return {"why": "", "figures": figures, "table": table, "views": views}
+    note = "" if by == "density" or _beyond_chance(found) else _NOT_BEYOND_CHANCE
+    return {"why": "", "note": note, "figures": figures, "table": table, "views": views}
+
+
+_NOT_BEYOND_CHANCE = "No feature correlates more with the label than the best of so many does by chance."
+
+
+def _beyond_chance(found: xr.Dataset) -> bool:
+    return bool((abs(found["pearson"]) > found.attrs["pearson_by_chance"]).any())
 
 
 def _ranked(found: xr.Dataset, by: str) -> str:

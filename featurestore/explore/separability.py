@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import SelectionError, extra
-from featurestore.explore.reading import MOST_SENTENCES, at_final_token, by_layer, drawn_labelled
+from featurestore.explore.reading import (
+    MOST_SENTENCES,
+    at_final_token,
+    at_least,
+    by_layer,
+    check_dataset,
+    drawn_labelled,
+)
 from featurestore.schema import HIDDEN_STATES, Progress
 from featurestore.splits.split import SplitOptions, split
 
@@ -64,17 +72,24 @@ def separability(
         Over (layer), float64: `accuracy` and `shuffled`; without dims: `text` and `chance`. All are balanced accuracies
         between 0 and 1 (the mean of the recalls of all labels, so chance is 1 / labels), with the standard error
         over sentences, near-duplicates counted as one, in `accuracy_error`, `shuffled_error` (of one shuffling) and
-        `text_error`. Attribute `sentences`: how many were used. Not lazy; reads one layer at a time and core.
+        `text_error`. Attributes: `sentences`, how many were used, and `rarest`, how many the rarest label has: where
+        these are few, standard errors are too small, 0 where all or none are right. Not lazy; reads one layer per core
+        at a time.
 
     Raises
     ------
     SelectionError
-        If there are no hidden states, fewer than two labels, or too few sentences for the folds.
+        If there are no hidden states, fewer than two labels, too few sentences for the folds, or values are NaN, as a
+        mask makes them.
+    ParameterError
+        If `ds` is no dataset, or a number is too small.
     MissingExtraError
         If scikit-learn is not installed.
     """
     with extra("sklearn"):
         from threadpoolctl import threadpool_limits
+    repeats = at_least(1, "repeats", repeats)
+    check_dataset(ds, "text")
     hidden_states = _hidden_states(ds := drawn_labelled(ds, most, seed))
     rounds = [*_rounds(ds, folds, repeats, seed, shuffled=False), *_rounds(ds, folds, repeats, seed, shuffled=True)]
     layers = [*by_layer(hidden_states)]
@@ -95,6 +110,7 @@ def separability(
 def _dataset(ds: xr.Dataset, found: dict[int, list[tuple[float, float]]], text: tuple[float, float]) -> xr.Dataset:
     import xarray as xr
 
+    counts = np.unique(ds["label"].values, return_counts=True)[1]
     columns = np.array([*found.values()]).transpose(1, 2, 0)
     names = (("accuracy", "accuracy_error"), ("shuffled", "shuffled_error"))
     variables: dict[str, Any] = {
@@ -102,8 +118,9 @@ def _dataset(ds: xr.Dataset, found: dict[int, list[tuple[float, float]]], text: 
         for pair, column in zip(names, columns, strict=True)
         for name, values in zip(pair, column, strict=True)
     }
-    variables |= {"text": text[0], "text_error": text[1], "chance": 1 / len(np.unique(ds["label"].values))}
-    return xr.Dataset(variables, {"layer": [*found]}, {"sentences": ds.sizes["sentence"]})
+    variables |= {"text": text[0], "text_error": text[1], "chance": 1 / len(counts)}
+    attributes = {"sentences": ds.sizes["sentence"], "rarest": int(counts.min())}
+    return xr.Dataset(variables, {"layer": [*found]}, attributes)
 
 
 @dataclass(frozen=True)
@@ -144,7 +161,7 @@ def _probe_layer(array: xr.DataArray, rounds: list[_Round]) -> list[tuple[float,
 
 
 def _text(ds: xr.Dataset, rounds: list[_Round]) -> tuple[float, float]:
-    """Return the same of a probe that knows nothing but the words; NaN where texts have none."""
+    """Return the same of a probe that knows nothing but the words; NaN where the texts to learn from have none."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -152,10 +169,11 @@ def _text(ds: xr.Dataset, rounds: list[_Round]) -> tuple[float, float]:
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", sublinear_tf=True)
     probe = make_pipeline(words, LogisticRegression(class_weight="balanced", max_iter=2000))
     texts = np.array(ds["text"].values, object)
-    try:
-        return _scored([one for one in rounds if not one.shuffled], partial(_predicted, probe, texts))
-    except ValueError:  # an empty vocabulary
+    has_word = np.array([re.search(r"\w", text) is not None for text in texts])
+    rounds = [one for one in rounds if not one.shuffled]
+    if not all(has_word[one.fold != fold].any() for one in rounds for fold in np.unique(one.fold)):
         return np.nan, np.nan
+    return _scored(rounds, partial(_predicted, probe, texts))
 
 
 def _predicted(model: Any, X: Array, one: _Round) -> Array:
@@ -220,7 +238,9 @@ def fisher_ratio(
     Raises
     ------
     SelectionError
-        If there are no hidden states, or fewer than two labels.
+        If there are no hidden states, fewer than two labels, or values are NaN, as a mask makes them.
+    ParameterError
+        If `ds` is no dataset, or a number is too small.
 
     References
     ----------
@@ -228,6 +248,7 @@ def fisher_ratio(
     """
     import xarray as xr
 
+    permutations = at_least(0, "permutations", permutations)
     hidden_states = _hidden_states(ds := drawn_labelled(ds, most, seed))
     rng, labels = np.random.default_rng(seed), ds["label"].values
     ways = np.array([labels, *(rng.permutation(labels) for _ in range(permutations))])

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import featurestore
 from featurestore.explore import plots
+from featurestore.explore.plots import style
 from featurestore.explore.plots.saving import KINDS
 from featurestore.explore.reading import drawn
 from featurestore.schema import PLOTS
@@ -47,11 +48,11 @@ def lines(ax: Any) -> dict[str, Any]:
 
 
 def tokens(sentences: list[dict[str, Any]], name: str, position: int, *last: Any) -> np.ndarray[Any, Any]:
-    """Values of each sentence at each of its tokens, NaN before them: (sentence, token)."""
+    """Values of each sentence at each of its tokens but the BOS, NaN before them: (sentence, token)."""
     longest = max(len(one["fragments"]) for one in sentences)
     values = np.full((len(sentences), longest), np.nan)
     for row, one in zip(values, sentences, strict=True):
-        row[longest - len(one["fragments"]) :] = one[name][(position, slice(None), *last)]
+        row[longest - len(one["fragments"]) + 1 :] = one[name][(position, slice(1, None), *last)]
     return values
 
 
@@ -90,6 +91,45 @@ def test_heatmap(ds: Any, planted: Any) -> None:
     np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), values[order].astype("f4"))
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["none", "0", "1", "2", "3"]
     assert ax.images[0].get_extent() == [-6.5, -0.5, 19.5, -0.5]
+
+
+def test_a_label_looks_the_same_whichever_others_there_are() -> None:
+    every = {look.value: look for look in style.label_styles(np.arange(36))}
+    assert len({(look.color, look.marker) for look in every.values()}) == 36
+    for some in ([0, 3], [3, 7, 20], [5]):
+        assert style.label_styles(np.array(some)) == [every[value] for value in some]
+    ranked = style.label_styles(np.array([-1, 100, 2000]))
+    assert [look.value for look in ranked] == [-1, 100, 2000]
+    assert len({look.color for look in ranked}) == 3
+
+
+def test_special_tokens_do_not_set_the_scale(planted: Any) -> None:
+    ds = featurestore.open_store(planted[0]).load()
+    ds = ds.assign(activations=ds.activations.where(~ds.is_special | ~ds.is_token, 9000))
+    ax: Any = plots.heatmap(ds, layer=5, feature=3, ax=new_axes())
+    assert ax.images[0].get_clim()[1] < 100
+    assert "grey: no token, or a special one" in ax.get_title(loc="left")
+    assert plots.trajectory(ds, layer=5, feature=3, ax=new_axes()).get_ylim()[1] < 100
+
+
+def test_norms_of_rare_tokens_are_refused(planted: Any) -> None:
+    ds = featurestore.open_store(planted[0])
+    with pytest.raises(featurestore.SelectionError, match="has no token that half of the sentences have"):
+        plots.norms(ds.sel(token=[-6]), ax=new_axes())
+
+
+@pytest.mark.parametrize("kind", PLOTS)
+def test_what_is_no_dataset_or_masked_is_refused(planted: Any, kind: str) -> None:
+    ds, options = featurestore.open_store(planted[0]), OPTIONS.get(kind, {})
+    for other in (planted[0], str(planted[0]), ds.activations, None):
+        with pytest.raises(featurestore.ParameterError, match="expected a dataset as of open_store"):
+            KINDS[kind](other, **options, ax=new_axes())
+    with pytest.raises(featurestore.SelectionError, match=r"has no (dim sentence|coordinate label)"):
+        KINDS[kind](ds.isel(sentence=0).drop_vars("label"), **options, ax=new_axes())
+    masked = ds.where(ds.label > 1)
+    if kind not in ("trajectory", "heatmap"):  # they show where there is nothing
+        with pytest.raises(featurestore.SelectionError, match=r"as a mask \(where\) makes them"):
+            KINDS[kind](masked, **options, ax=new_axes())
 
 
 def test_activation(ds: Any, planted: Any) -> None:
@@ -166,6 +206,9 @@ def test_separability_and_fisher_draw_what_was_measured(planted: Any) -> None:
     assert lines(ax)["chance"].tolist() == [25, 25]
     assert lines(ax)["words of the text"].tolist() == [100 * found.text] * 2
     assert ax.get_ylim() == (0, 100)
+    assert "the rarest label has 5, so errors are too small" in ax.get_legend().get_title().get_text()
+    found.attrs["rarest"] = 10
+    assert "too small" not in plots.separability(found, ax=new_axes()).get_legend().get_title().get_text()  # type: ignore[union-attr]
     ratios = featurestore.fisher_ratio(ds)
     drawn = lines(plots.fisher(ds, ax=new_axes()))
     np.testing.assert_allclose(drawn["between / within labels"], ratios.ratio)

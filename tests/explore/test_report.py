@@ -90,6 +90,7 @@ def test_what_looks_wrong_is_said(text: str) -> None:
         "Left out when the store was made: 1 file.",
         "1 of 20 sentences have",
         "4 of 20 sentences have no label",
+        "Fewer than 10 sentences have label 0-3: standard errors of accuracies are too small there.",
         "Labels are unbalanced: 0 has 5 sentences, 1 only 1",
         "2 sentences are nearly the same as another, in 1 group, of which 1 with several labels",
         "by more than a factor of 2 in 1 of 3 SAEs",
@@ -104,7 +105,9 @@ def test_it_shows_the_features_and_every_plot(text: str, odd: Path) -> None:
     figures = page.all("svg")
     kinds = [figure["aria-labelledby"].split("-")[0] for figure in figures]
     assert kinds == ["separability", "fisher", "pca", "norms", "l0", "activation", "trajectory", "heatmap"]
-    assert "best in layer 5, with 75" in text
+    assert "reaches 75 ± " in text
+    assert "% in layer 5, the best of 3 layers, chosen by looking, so too high; the words alone reach" in text
+    assert "in layer 5, the best of 3 layers, chosen by looking." in text
     found = featurestore.features(featurestore.open_store(odd))
     best = np.unravel_index(np.nanargmax(abs(found.pearson.values)), found.pearson.shape)
     assert f"Layer {[0, 1, 5][best[0]]}, feature {best[1]}, average L0" in page.texts["h3"][0]
@@ -199,6 +202,30 @@ def test_without_a_probe_layers_are_compared_all_the_same(tmp_path: Path) -> Non
     )
     assert "fisher-title" in page.all("svg")[0]["aria-labelledby"]
     assert "accuracy" not in page.texts["table"][0]
+
+
+def test_nothing_beyond_chance_is_no_finding(tmp_path: Path) -> None:
+    store, _ = planted_store(tmp_path)
+    labels = np.random.default_rng(1).permutation(np.arange(20) % 2)
+    ds = featurestore.open_store(store).isel(layer=[0, 1], feature=slice(3))
+    ds = ds.assign_coords(label=("sentence", labels))
+    found = featurestore.features(ds)
+    assert not (abs(found.pearson) > found.attrs["pearson_by_chance"]).any()
+    page = Page(featurestore.report(ds, tmp_path / "r.html").read_text())
+    captions = "".join(page.texts["figcaption"])
+    assert "In no layer does it exceed shuffled labels by more than two standard errors." in captions
+    assert "labels are told apart no better than shuffled ones, here and in all layers." in captions
+    assert "No feature correlates more with the label than the best of so many does by chance." in page.texts["p"]
+
+
+@pytest.mark.parametrize("empty", ["sentences", "arrays"])
+def test_of_nothing_it_is_not_said_that_nothing_looks_wrong(tmp_path: Path, empty: str) -> None:
+    store, _ = planted_store(tmp_path, n=4)
+    ds = featurestore.open_store(store)
+    ds = ds.isel(sentence=slice(0)) if empty == "sentences" else ds.drop_vars([*ds.data_vars])
+    page = Page(featurestore.report(ds, tmp_path / "r.html").read_text())
+    assert f"There are no {empty}" in "".join(page.texts["li"])
+    assert "Nothing looks wrong." not in page.texts["p"]
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:

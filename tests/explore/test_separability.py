@@ -113,6 +113,34 @@ def test_one_layer_and_one_token_can_be_selected(store: Path) -> None:
     assert found.ratio.item() == featurestore.fisher_ratio(ds).ratio.sel(layer=5).item()
 
 
+def test_numbers_that_are_too_small_are_refused(store: Path) -> None:
+    ds = featurestore.open_store(store)
+    measures: list[Any] = [featurestore.separability, featurestore.fisher_ratio]
+    separability, fisher_ratio = measures
+    for measure, option, value, lowest in (
+        (separability, "repeats", 0, 1), (separability, "most", 0, 1),
+        (fisher_ratio, "permutations", -1, 0), (fisher_ratio, "most", -3, 1),
+        (fisher_ratio, "seed", -1, 0),
+    ):  # fmt: skip
+        words = f"{option}=: expected at least {lowest}, found {value}"
+        with pytest.raises(featurestore.ParameterError, match=words):
+            measure(ds, **{option: value})
+    for other in (str(store), ds.hidden_states):
+        for measure in measures:
+            with pytest.raises(featurestore.ParameterError, match="expected a dataset as of open_store"):
+                measure(other)
+
+
+@pytest.mark.parametrize("n_words", [0, 1])
+def test_texts_without_words_say_nothing(store: Path, n_words: int) -> None:
+    """With one, there is a fold that has none to learn from."""
+    ds = featurestore.open_store(store).sel(layer=[5])
+    texts = ["word" if row < n_words else chr(0x2190 + row) * 9 for row in range(20)]
+    found = featurestore.separability(ds.assign_coords(text=("sentence", texts)), folds=2, repeats=1)
+    assert np.isnan([found.text, found.text_error]).all()
+    assert found.accuracy.item() == 1
+
+
 def test_what_cannot_be_told_apart_is_refused(store: Path) -> None:
     ds = featurestore.open_store(store)
     for lacking, words in (
@@ -121,6 +149,8 @@ def test_what_cannot_be_told_apart_is_refused(store: Path) -> None:
         (ds.assign_coords(has_label=("sentence", np.zeros(20, bool))), "no labels"),
         (ds.assign_coords(n_nonfinite=("sentence", np.ones(20))), "values are all finite"),
         (ds.sel(token=[-2]), "no final token"),
+        (ds.drop_vars("label"), "no coordinate label"),
+        (ds.where(ds.label > 1), "as a mask"),
     ):
         with pytest.raises(featurestore.SelectionError, match=words):
             featurestore.separability(lacking)

@@ -8,8 +8,8 @@ import numpy as np
 
 from featurestore.explore.plots import style
 from featurestore.explore.reading import at_final_token, drawn
+from featurestore.explore.tokens import of_words
 from featurestore.explore.tokens import trajectory as along
-from featurestore.strategies import labelled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,8 @@ def trajectory(
 ) -> Axes:
     """Draw a feature along the sentences, which are aligned where they end, and its mean for each label.
 
-    A mean is drawn where at least half of the label's sentences have a token.
+    A mean is drawn where at least half of the label's sentences have a token. Special tokens, such as a BOS, are left
+    out.
 
     Parameters
     ----------
@@ -49,11 +50,13 @@ def trajectory(
     ------
     SelectionError
         If the layer, the feature or the SAE is not in the store, or no sentence has a label.
+    ParameterError
+        If `ds` is no dataset.
     MissingExtraError
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
-        values = along(drawn(labelled(ds)), layer, feature, average_l0)
+        values = of_words(along(drawn(ds, by_label=True), layer, feature, average_l0))
         tokens, labels = values["token"].values, values["label"].values
         looks, every = style.label_styles(labels), -(-len(tokens) // _MOST_MARKERS)
         for look in looks:
@@ -69,7 +72,9 @@ def trajectory(
         ax.set_ylabel("activation")
         _from_zero(ax, values.values)
         style.token_axis(ax, tokens)
-        style.legend_above(ax, f"{_name(layer, feature, average_l0)}\nmean by label; thin: sentences")
+        style.legend_above(
+            ax, f"{_name(layer, feature, average_l0)}\nmean by label; thin: sentences; no special tokens"
+        )
     return ax
 
 
@@ -86,7 +91,7 @@ def heatmap(
 ) -> Axes:
     """Draw a feature at each token of each sentence: sentences by label, those where it is strongest first.
 
-    Sentences without a label stand above the others.
+    Sentences without a label stand above the others. Special tokens, such as a BOS, are left out.
 
     Parameters
     ----------
@@ -101,18 +106,24 @@ def heatmap(
     ------
     SelectionError
         If the layer, the feature or the SAE is not in the store.
+    ParameterError
+        If `ds` is no dataset.
     MissingExtraError
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
-        values = along(drawn(ds), layer, feature, average_l0)
+        values = of_words(along(drawn(ds), layer, feature, average_l0))
         label = np.where(values["has_label"].values, values["label"].values, _UNLABELLED)
         order = np.lexsort((-np.nan_to_num(values.values).max(axis=1), label))
         tokens = values["token"].values
         _image(ax, values.values[order], (tokens[0] - 0.5, tokens[-1] + 0.5, len(order) - 0.5, -0.5))
         _label_rows(ax, label[order])
         style.token_axis(ax, tokens)
-        ax.set_title(f"{_name(layer, feature, average_l0)}\nwhite: inactive, grey: no token", loc="left", fontsize=7)
+        ax.set_title(
+            f"{_name(layer, feature, average_l0)}\nwhite: inactive, grey: no token, or a special one",
+            loc="left",
+            fontsize=7,
+        )
     return ax
 
 
@@ -158,11 +169,13 @@ def activation(
     ------
     SelectionError
         If the layer, the feature or the SAE is not in the store, or no sentence has a label.
+    ParameterError
+        If `ds` is no dataset.
     MissingExtraError
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
-        values = along(drawn(labelled(ds)), layer, feature, average_l0)
+        values = along(drawn(ds, by_label=True), layer, feature, average_l0)
         final, labels = at_final_token(values), values["label"].values
         looks, names = style.label_styles(labels), list[str]()
         for position, look in enumerate(looks):

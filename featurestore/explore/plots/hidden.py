@@ -8,10 +8,9 @@ import numpy as np
 
 from featurestore.errors import SelectionError
 from featurestore.explore.plots import style
-from featurestore.explore.reading import at_final_token, by_layer, drawn
+from featurestore.explore.reading import at_final_token, by_layer, check_dataset, check_finite, drawn
 from featurestore.ranges import format_numbers
 from featurestore.schema import HIDDEN_STATES, Progress
-from featurestore.strategies import labelled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,12 +39,15 @@ def norms(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress = lambda
     Raises
     ------
     SelectionError
-        If there are no hidden states.
+        If there are no hidden states, or no token that half of the sentences have.
+    ParameterError
+        If `ds` is no dataset.
     MissingExtraError
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
         kept = drawn(ds)
+        check_dataset(kept, "is_token", "is_special")
         layers, tokens, medians = _medians(kept, progress)
         _norm_image(ax, tokens, medians)
         rows = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), 12)).round().astype(int))
@@ -62,12 +64,16 @@ def _medians(ds: xr.Dataset, progress: Progress) -> tuple[list[int], NDArray[Any
     words = (ds["is_token"] & ~ds["is_special"]).values.reshape(ds.sizes["sentence"], -1)
     tokens = np.atleast_1d(ds["token"].values)
     columns = np.flatnonzero(np.count_nonzero(words, axis=0) >= len(words) / 2)
+    if not len(columns):
+        raise SelectionError("has no token that half of the sentences have, special ones left out")
     layers, medians = [*by_layer(_hidden_states(ds))], []
     for done, (_, array) in enumerate(layers, 1):
         row = []
         for column in columns.tolist():  # one at a time, lest a layer at all tokens has to fit into memory
             values = array.isel(token=column) if "token" in array.dims else array
-            row.append(np.median(np.linalg.norm(values.values.astype(np.float32), axis=-1)[words[:, column]]))
+            there = np.linalg.norm(values.values.astype(np.float32), axis=-1)[words[:, column]]
+            check_finite(there)
+            row.append(np.median(there))
         medians.append(row)
         progress("measuring norms", done, len(layers))
     return [layer for layer, _ in layers], tokens[columns], np.array(medians)
@@ -109,11 +115,13 @@ def pca(ds: xr.Dataset, layer: int, *, ax: Axes | None = None) -> Axes:
     ------
     SelectionError
         If there are no hidden states of the layer, no sentence has a label, or they are fewer than three.
+    ParameterError
+        If `ds` is no dataset.
     MissingExtraError
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
-        kept = drawn(labelled(ds))
+        kept = drawn(ds, by_label=True)
         layers = dict(by_layer(_hidden_states(kept)))
         if layer not in layers:
             known = format_numbers(tuple(layers))

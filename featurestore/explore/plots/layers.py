@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.explore import separability as separating
+from featurestore.explore.findings import FEW
 from featurestore.explore.plots import style
+from featurestore.explore.reading import check_dataset
 from featurestore.explore.saes import measured_l0
 from featurestore.schema import Progress
 from featurestore.store.info import L0_TOLERANCE
@@ -39,10 +41,11 @@ def separability(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress =
 
     Raises
     ------
-    SelectionError, MissingExtraError
+    SelectionError, ParameterError, MissingExtraError
         As `featurestore.separability`.
     """
     with style.axes(ax) as ax:
+        check_dataset(ds)
         found = ds if "accuracy" in ds else separating.separability(ds, progress=progress)
         found = found * 100
         layers = found["layer"].values
@@ -63,7 +66,9 @@ def separability(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress =
         ax.set_ylim(0, 100)
         ax.set_ylabel("balanced accuracy, %")
         style.layer_axis(ax, layers)
-        style.legend_above(ax, f"final token, {_used(found)}; ± standard error", 2, handles=[*lines, words, chance])
+        style.legend_above(
+            ax, f"final token, {_used(found)}; ± standard error{_too_small(found)}", 2, handles=[*lines, words, chance]
+        )
     return ax
 
 
@@ -85,10 +90,13 @@ def fisher(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress = lambd
     ------
     SelectionError
         As `featurestore.fisher_ratio`.
+    ParameterError
+        If `ds` is no dataset.
     MissingExtraError
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
+        check_dataset(ds)
         found = ds if "ratio" in ds else separating.fisher_ratio(ds, progress=progress)
         layers = found["layer"].values
         ax.plot(layers, found["ratio"], color=style.ACCENT, marker="o", label="between / within labels")
@@ -105,10 +113,16 @@ def _used(found: xr.Dataset) -> str:
     return f"{found.attrs['sentences']:,} sentences"
 
 
+def _too_small(found: xr.Dataset) -> str:
+    """Warn of standard errors where a label is rare."""
+    rarest = found.attrs.get("rarest", FEW)
+    return f"\nthe rarest label has {rarest}, so errors are too small" if rarest < FEW else ""
+
+
 def l0(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress = lambda *_: None) -> Axes:
     """Draw for each SAE how many features are active at a token, divided by its nominal average L0.
 
-    Points are means over all tokens but special ones; bars hold the means of 90 % of the sentences.
+    Points are means of the sentences' means over all tokens but special ones; bars hold 90 % of the sentences' means.
 
     Parameters
     ----------
@@ -128,10 +142,13 @@ def l0(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress = lambda *_
     ------
     SelectionError
         If there are no activations.
+    ParameterError
+        If `ds` is no dataset.
     MissingExtraError
         If matplotlib is not installed.
     """
     with style.axes(ax) as ax:
+        check_dataset(ds)
         found = ds if "nominal" in ds else measured_l0(ds, progress=progress)
         nominal = found["nominal"].values
         mean, low, high = (found[name].values / nominal for name in ("measured", "low", "high"))

@@ -76,10 +76,16 @@ class Label:
 
 
 def label_styles(values: NDArray[Any]) -> list[Label]:
-    """Return how each label that there is looks: in the colours of Okabe and Ito, or of viridis where they are many."""
+    """Return how each label that there is looks.
+
+    Small labels look the same whichever others there are. Others go by their rank: in the colours of Okabe and Ito, or
+    of viridis where they are many.
+    """
     import matplotlib
 
-    labels = np.unique(values).tolist()
+    labels, n = np.unique(values).tolist(), len(_OKABE_ITO)
+    if all(value in range(n * n) for value in labels):  # of which no two look the same
+        return [Label(value, _OKABE_ITO[value % n], _MARKERS[(value + value // n) % n]) for value in map(int, labels)]
     colors: Sequence[Any] = _OKABE_ITO
     if len(labels) > len(_OKABE_ITO):
         colors = [matplotlib.colormaps["viridis"](share) for share in np.linspace(0.25, 0.9, len(labels))]
