@@ -177,7 +177,7 @@ def finite(along: xr.DataArray) -> xr.DataArray:
 
 
 def nonfinite_sentences(along: xr.DataArray) -> int:
-    """Count the sentences with activations that are not finite, but not those that a selection has made NaN."""
+    """Count the sentences with activations that are not finite in the store, too, not by a selection alone."""
     is_finite: xr.DataArray = xr.apply_ufunc(np.isfinite, along)
     lacking = (~is_finite & along["is_token"] & ~along["is_special"]).any("token")
     if "n_nonfinite" in along.coords:
