@@ -38,7 +38,7 @@ from featurestore.schema import FEATURE_ORDERS, MIN_ACTIVE, PLOTS, TOKENS
     type=click.IntRange(0),
     default=MIN_ACTIVE,
     show_default=True,
-    help="Leave out features that are active in fewer sentences; q and chance are over all of them.",
+    help="Leave out features that are active in fewer sentences; q and chance count these, too.",
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, which a recipe takes as a ranking.")
 @verbosity
