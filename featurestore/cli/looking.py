@@ -22,7 +22,8 @@ from featurestore.schema import FEATURE_ORDERS, MIN_ACTIVE, PLOTS, TOKENS
     type=click.Choice(FEATURE_ORDERS),
     default=FEATURE_ORDERS[0],
     show_default=True,
-    help="What comes first: the largest, of correlations by absolute value, of AUC by distance from 0.5.",
+    help="What comes first: the largest, of correlations by absolute value, of AUC by distance from 0.5. Equal ones "
+    "by monotonic: by absolute Spearman correlation.",
 )
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="How many are listed.")
 @click.option(
@@ -33,14 +34,18 @@ from featurestore.schema import FEATURE_ORDERS, MIN_ACTIVE, PLOTS, TOKENS
     help="Activations at the final token, or their maximum over all tokens.",
 )
 @click.option(
-    "--min-active", type=click.IntRange(0), default=MIN_ACTIVE, show_default=True, help="In fewer sentences: left out."
+    "--min-active",
+    type=click.IntRange(0),
+    default=MIN_ACTIVE,
+    show_default=True,
+    help="Leave out features that are active in fewer sentences; q and chance count these, too.",
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, which a recipe takes as a ranking.")
 @verbosity
 def features(store: Path | str, as_csv: bool, **options: Any) -> None:
     """List the SAE features of a STORE that have most to do with the label, or are most active.
 
-    Beside each measure stands how strong the best of so many features would be by chance.
+    By correlation, the first lines say how strong the best of so many features would be by chance.
     """
     from featurestore.cli import reports
     from featurestore.explore import strongest

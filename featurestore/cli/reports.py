@@ -91,13 +91,14 @@ def datasets(entries: Sequence[DatasetEntry], form: str | None) -> str:
 
 
 def features(best: xr.Dataset) -> str:
-    """List features with their measures, below how strong the best of so many would be by chance."""
+    """List features with their measures; by correlation, below how strong the best of so many would be by chance."""
     about, columns = best.attrs, _feature_columns(best)
     lines = [
         f"{about['features']:,} features in {about['sentences']:,} sentences, {about['labelled_sentences']:,} with a "
         f"label; by {about['by']}, of those active in {about['min_active']} sentences or more"
     ]
-    if not math.isnan(chance := about["pearson_by_chance"]):
+    chance = about["pearson_by_chance"]
+    if about["by"] == "correlation" and not math.isnan(chance):  # of Pearson correlations, and of no other measure
         often = f"in 5 % of {about['permutations']} permutations of the labels"
         lines.append(f"by chance: {often}, the strongest correlation of all features is above {chance:.3f}")
     if about["tokens"] == "final" and about["by"] in _RANKINGS:
@@ -131,7 +132,11 @@ def _figure(name: str, value: float) -> str:
         return f"{value:+.3f}"
     if name in ("p", "q"):
         return f"{value:.1e}"
-    return str(value) if isinstance(value, int) or name == "average_l0" else f"{value:.3g}"
+    if name == "auc":
+        return f"{value:.3f}"
+    if isinstance(value, int) or name == "average_l0":
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:

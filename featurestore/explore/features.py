@@ -8,6 +8,7 @@ import numpy as np
 
 from featurestore.errors import ParameterError, SelectionError, brief, spelled
 from featurestore.explore.active_values import active_values
+from featurestore.explore.tokens import check_dataset, label_numbers
 from featurestore.measures.measured import measured
 from featurestore.measures.significance import q_values
 from featurestore.ranges import integer
@@ -37,6 +38,8 @@ _MEANINGS = {
 }
 
 _BY_CHANCE = 0.95
+
+_NONE = "has no sentence of finite values with such a token, so no feature can be measured"
 
 
 def features(
@@ -97,9 +100,9 @@ def features(
     Raises
     ------
     SelectionError
-        If there are no activations, or no final token, or no sentence counts.
+        If there are no activations, or no final token, or no sentence counts, or labels are no numbers.
     ParameterError
-        If an option is something else.
+        If an option is something else, or `ds` no dataset.
 
     References
     ----------
@@ -114,6 +117,7 @@ def features(
     >>> round(found.pearson.sel(layer=15, feature=1022).item(), 3)
     -0.808
     """
+    check_dataset(ds)
     if tokens not in TOKENS:
         raise ParameterError(f"{spelled('tokens')}: expected 'final' or 'any', found {brief(tokens)}")
     permutations, seed = _count("permutations", permutations), _count("seed", seed)
@@ -121,6 +125,7 @@ def features(
     token_positions = _token_positions(array, tokens)
     special = _special(ds, token_positions) if tokens == "any" else None
     counted, labels = _sentences(ds, token_positions, special)
+    looked_at = np.zeros_like(counted)
     total, done = array.sizes.get(dim, 1) * len(labels), 0
 
     def read(rows: int) -> None:
@@ -130,19 +135,25 @@ def features(
 
     def measured_sae(position: int) -> dict[str, Array]:
         of_sae = array.isel({dim: position}, missing_dims="ignore")
-        parts = active_values(of_sae, token_positions, special, read)
-        found = [_measured(active, counted, labels, permutations, seed) for active in parts]
+        found = []
+        for active in active_values(of_sae, token_positions, special, read):
+            finite = _finite(active, counted)
+            looked_at[finite] = True
+            of_finite = active.of_rows(finite)
+            found.append(measured(of_finite, labels[finite], _kinds(labels), permutations=permutations, seed=seed))
         chance = np.fmax.reduce([part.pop("chance") for part in found])
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]} | {"chance": chance}
 
     saes = [measured_sae(position) for position in range(array.sizes.get(dim, 1))]
+    if not looked_at.any():
+        raise SelectionError(_NONE)
     values: dict[str, NDArray[Any]] = {name: np.stack([sae[name] for sae in saes]) for name in saes[0]}
     values |= {"q": q_values(values["p"]), "chance": np.fmax.reduce(values["chance"])}
     values["active"] = values["active"].astype(np.int64)
     attributes = {
         "tokens": tokens,
-        "sentences": np.count_nonzero(counted),
-        "labelled_sentences": np.count_nonzero(~np.isnan(labels)),
+        "sentences": np.count_nonzero(looked_at),
+        "labelled_sentences": np.count_nonzero(looked_at & ~np.isnan(labels)),
         "permutations": permutations,
         "seed": seed,
         "pearson_by_chance": float(np.quantile(values["chance"], _BY_CHANCE)) if permutations else np.nan,
@@ -212,11 +223,11 @@ def _sentences(
         words = is_token.values.reshape(n, -1)
         counted &= (words if special is None else words & ~special).any(axis=1)
     if not counted.any():
-        raise SelectionError("has no sentence of finite values with such a token, so no feature can be measured")
+        raise SelectionError(_NONE)
     labels = np.full(n, np.nan)
     if "label" in ds.coords:
         has_label = counted & (ds["has_label"].values if "has_label" in ds.coords else True)
-        labels = np.where(has_label, ds["label"].values.astype(np.float64), np.nan)
+        labels = np.where(has_label, label_numbers(ds), np.nan)
     return counted, labels
 
 
@@ -224,14 +235,11 @@ def _kinds(labels: Array) -> Array:
     return np.unique(labels[~np.isnan(labels)])
 
 
-def _measured(
-    active: Active, counted: NDArray[np.bool_], labels: Array, permutations: int, seed: int
-) -> dict[str, Array]:
-    """Measure some features, without sentences that a selection such as `where` has made NaN."""
-    counted = counted.copy()
-    counted[active.rows[~np.isfinite(active.values)]] = False
-    kinds = _kinds(labels)
-    return measured(active.of_rows(counted), labels[counted], kinds, permutations=permutations, seed=seed)
+def _finite(active: Active, counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which sentences count without those that a selection such as `where` has made NaN."""
+    finite = counted.copy()
+    finite[active.rows[~np.isfinite(active.values)]] = False
+    return finite
 
 
 def _labelled(

@@ -10,7 +10,15 @@ import numpy as np
 
 from featurestore.errors import SelectionError
 from featurestore.explore.neuronpedia import link
-from featurestore.explore.tokens import checked_top, first_above, of_words, trajectory
+from featurestore.explore.tokens import (
+    checked_top,
+    finite,
+    first_above,
+    label_numbers,
+    nonfinite_sentences,
+    of_words,
+    trajectory,
+)
 from featurestore.explore.view import Example, FeatureView, LabelSummary
 from featurestore.schema import Progress
 from featurestore.store.backend import SENTENCES_PER_CHUNK
@@ -33,7 +41,8 @@ def show(
 ) -> FeatureView:
     """Show one SAE feature: its strongest sentences, where it starts to fire, its distribution per label. Read at once.
 
-    A sentence counts by the maximum over its tokens, without special ones, such as a BOS.
+    A sentence counts by the maximum over its tokens, without special ones, such as a BOS, and without activations that
+    are not finite.
 
     Parameters
     ----------
@@ -57,28 +66,30 @@ def show(
     ------
     SelectionError
         If the dataset has no such layer, feature or SAE, no sentence, lacks a dim, or the layer has several SAEs and
-        none was chosen.
+        none was chosen; or if labels are no numbers.
     ParameterError
         If an argument is no number, or `ds` no dataset.
     """
     top = checked_top(top)
-    along = _read(of_words(trajectory(ds, layer, feature, average_l0)), progress)
+    read = _read(trajectory(ds, layer, feature, average_l0), progress)
+    along = finite(of_words(read))
     strongest = along.max("token").values  # NaN without a word
     onsets = first_above(along, 0).values
     active = np.flatnonzero(strongest > 0)
     best = active[np.argsort(-strongest[active], kind="stable")][:top]
-    layer, feature, nominal = (along[name].item() for name in ("layer", "feature", "average_l0"))
+    layer, feature, nominal = (along[name].values.item() for name in ("layer", "feature", "average_l0"))
     return FeatureView(
         layer=layer,
         feature=feature,
         average_l0=nominal,
-        sentences=len(strongest),
+        sentences=int(np.count_nonzero(~np.isnan(strongest))),
         active=len(active),
         maximum=float(strongest[active].max(initial=0)),
         onsets=_spread(onsets[active]),
         labels=tuple(_labels(_labels_of(along), strongest)),
         examples=tuple(_examples(along, best, strongest, onsets)),
         link=link(ds.attrs, layer, feature, nominal, alone=sae_dim(ds) == "layer"),
+        nonfinite_sentences=nonfinite_sentences(read),
     )
 
 
@@ -98,8 +109,13 @@ def _read(along: xr.DataArray, progress: Progress) -> xr.DataArray:
 
 def _labels_of(along: xr.DataArray) -> Array:
     """Return the label of each sentence, NaN without one."""
-    labels: Array = along["label"].where(along["has_label"]).values
-    return labels
+    return np.where(along["has_label"].values, label_numbers(along), np.nan)
+
+
+def _label(value: float) -> float | None:
+    if np.isnan(value):
+        return None
+    return int(value) if value == int(value) else float(value)
 
 
 def _labels(labels: Array, strongest: Array) -> Iterator[LabelSummary]:
@@ -108,7 +124,7 @@ def _labels(labels: Array, strongest: Array) -> Iterator[LabelSummary]:
         counted = counted.astype(np.float64)  # float16 sums overflow
         if len(counted):
             yield LabelSummary(
-                label=None if np.isnan(label) else int(label),
+                label=_label(label),
                 sentences=len(counted),
                 active=float(np.mean(counted > 0)),
                 mean=float(counted.mean()),
@@ -120,10 +136,9 @@ def _examples(along: xr.DataArray, positions: Array, strongest: Array, onsets: A
     labels, texts = _labels_of(along), along["token_text"][positions].values
     is_token, values = along["is_token"][positions].values, along.values[positions]
     for position, text, there, activations in zip(positions, texts, is_token, values, strict=True):
-        label = labels[position]
         yield Example(
             sentence=int(along["sentence"][position]),
-            label=None if np.isnan(label) else int(label),
+            label=_label(labels[position]),
             maximum=float(strongest[position]),
             onset=int(onsets[position]),
             tokens=tuple(text[there].tolist()),

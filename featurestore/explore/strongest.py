@@ -51,7 +51,8 @@ def strongest(found: xr.Dataset, by: str, top: int, min_active: int) -> xr.Datas
         As of `features`.
     by : str
         One of `featurestore.schema.FEATURE_ORDERS`. Correlations and `monotonic` count by their absolute value, `auc`
-        by its distance from 0.5. Equal ones are in the order of layer and feature.
+        by its distance from 0.5. Of equal ones by `monotonic`, which takes few values, the larger absolute Spearman
+        correlation is first; all others are in the order of layer and feature.
     top : int
         How many; fewer if there are not so many.
     min_active : int
@@ -75,7 +76,8 @@ def strongest(found: xr.Dataset, by: str, top: int, min_active: int) -> xr.Datas
         scores, active = measure, (found["density"] * found.attrs["sentences"]).round()
     else:
         scores, active = abs(measure - 0.5 if by == "auc" else measure), found["active"]
-    order = best_first(scores.where(active >= min_active).values, top)
+    ties = abs(found["spearman"]).values if by == "monotonic" else None
+    order = best_first(scores.where(active >= min_active).values, top, ties)
     if not len(order):
         if by not in _ALONE and len(found["label"]) < 2:
             raise SelectionError(f"has fewer than two labels, so no feature can be ranked by {by}")

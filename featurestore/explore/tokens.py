@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from featurestore.errors import ParameterError, SelectionError, brief, shortened, spelled
 from featurestore.ranges import format_numbers, integer
@@ -80,7 +82,7 @@ def onset(
     -------
     xarray.DataArray, (sentence,) float64
         The label of the first token in reading order where it fires, such as -7: the final one is -1. NaN where it
-        never does. Special tokens, such as a BOS, do not count.
+        never does. Special tokens, such as a BOS, do not count, nor do infinite activations.
 
     Raises
     ------
@@ -89,7 +91,7 @@ def onset(
     """
     if not isinstance(threshold, Real) or math.isnan(threshold):
         raise ParameterError(f"{spelled('threshold')}: expected a number, found {brief(threshold)}")
-    return first_above(of_words(trajectory(ds, layer, feature, average_l0)), threshold)
+    return first_above(finite(of_words(trajectory(ds, layer, feature, average_l0))), threshold)
 
 
 def top_tokens(ds: xr.Dataset, layer: int, feature: int, top: int = 10, average_l0: float | None = None) -> xr.Dataset:
@@ -107,7 +109,8 @@ def top_tokens(ds: xr.Dataset, layer: int, feature: int, top: int = 10, average_
     xarray.Dataset, (rank,)
         From rank 1, the strongest; equal ones in the order of the dataset. Variables: `activation`, `sentence`,
         `token`, `token_text`, `label`, `fragment` (the sentence up to and including the token), `text`. Special tokens,
-        such as a BOS, do not count. ``.to_pandas()`` makes it a table; ``ds.sel(sentence=top.sentence,
+        such as a BOS, do not count, nor do activations that are not finite; the attribute `nonfinite_sentences` says
+        how many sentences have such ones. ``.to_pandas()`` makes it a table; ``ds.sel(sentence=top.sentence,
         token=top.token)`` selects just these tokens.
 
     Raises
@@ -117,14 +120,16 @@ def top_tokens(ds: xr.Dataset, layer: int, feature: int, top: int = 10, average_
     """
     top = checked_top(top)
     along = trajectory(ds, layer, feature, average_l0)
-    values = of_words(along).values
+    along = along.copy(data=along.values)  # read once
+    values = finite(of_words(along)).values
     order = np.argsort(-values, axis=None, kind="stable")  # NaN last
     best = np.unravel_index(order[: min(top, np.count_nonzero(values > 0))], values.shape)
     places = {dim: xr.DataArray(places, dims="rank") for dim, places in zip(along.dims, best, strict=True)}
     there = along.isel(places).reset_coords(_TABLE)
     table = there.rename({ACTIVATIONS: "activation"})[["activation", *_TABLE]]
     table = table.drop_vars([name for name, coord in table.coords.items() if coord.ndim])
-    return table.assign_coords(rank=np.arange(1, len(best[0]) + 1)).compute()
+    table = table.assign_coords(rank=np.arange(1, len(best[0]) + 1)).compute()
+    return table.assign_attrs(nonfinite_sentences=nonfinite_sentences(along))
 
 
 def l0(ds: xr.Dataset) -> xr.DataArray:
@@ -138,20 +143,25 @@ def l0(ds: xr.Dataset) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray, (sentence, token, layer) or (sentence, token, sae), float64
-        How many features are not 0, special tokens included; NaN where a sentence has no token. The mean over all
-        tokens is the L0 of an SAE, to be compared with its nominal `average_l0`.
+        How many features are not 0, special tokens included. NaN where a sentence has no token, or all its activations
+        are NaN, as a selection by `where` leaves them; where only some are NaN, the others are counted. The mean over
+        all tokens is the L0 of an SAE, to be compared with its nominal `average_l0`.
 
     Raises
     ------
     SelectionError
         If the dataset has no activations, or lacks a dim.
+    ParameterError
+        If `ds` is no dataset.
     """
     activations = _activations(ds)
     is_lazy = activations.chunks is not None
     if not is_lazy:  # by chunks as of the store, so that no more than these are in memory
         sizes = activations.encoding.get("preferred_chunks", {})
         activations = activations.chunk({dim: size for dim, size in sizes.items() if dim in activations.dims})
-    counts = (activations != 0).sum("feature").where(ds["is_token"]).transpose("sentence", "token", ...)
+    known = activations.notnull()
+    counts = ((activations != 0) & known).sum("feature").where(ds["is_token"] & known.any("feature"))
+    counts = counts.transpose("sentence", "token", ...)
     counts = counts.rename("l0").assign_attrs(long_name="active features")
     return counts if is_lazy else counts.compute()
 
@@ -159,6 +169,20 @@ def l0(ds: xr.Dataset) -> xr.DataArray:
 def of_words(along: xr.DataArray) -> xr.DataArray:
     """Leave out special tokens, such as a BOS, at which activations say nothing of the sentence: NaN. Lazy."""
     return along.where(~along["is_special"])
+
+
+def finite(along: xr.DataArray) -> xr.DataArray:
+    """Leave out activations that are infinite: NaN. Lazy."""
+    return along.where(np.isfinite(along))
+
+
+def nonfinite_sentences(along: xr.DataArray) -> int:
+    """Count the sentences with activations that are not finite in the store, too, not by a selection alone."""
+    is_finite: xr.DataArray = xr.apply_ufunc(np.isfinite, along)
+    lacking = (~is_finite & along["is_token"] & ~along["is_special"]).any("token")
+    if "n_nonfinite" in along.coords:
+        lacking &= along["n_nonfinite"] > 0
+    return int(lacking.sum())
 
 
 def first_above(along: xr.DataArray, threshold: float) -> xr.DataArray:
@@ -174,10 +198,25 @@ def checked_top(top: object) -> int:
     return number
 
 
+def label_numbers(labelled: xr.Dataset | xr.DataArray) -> NDArray[np.float64]:
+    """Return the coordinate `label`, (sentence,); SelectionError if it is no numbers."""
+    labels: NDArray[Any] = labelled["label"].values
+    try:
+        return labels.astype(np.float64)
+    except (TypeError, ValueError):
+        raise SelectionError("has labels that are no numbers: assign numbers, such as 0, 1, 2") from None
+
+
+def check_dataset(ds: object) -> None:
+    """Raise ParameterError unless `ds` is a dataset."""
+    if not isinstance(ds, xr.Dataset):
+        found = f"an array, {brief(ds.name)}" if isinstance(ds, xr.DataArray) else brief(ds)
+        raise ParameterError(f"expected a dataset as of open_store, found {found}")
+
+
 def _activations(ds: xr.Dataset) -> xr.DataArray:
     """Return the activations of an open store, or of a selection that has all that it needs."""
-    if not isinstance(ds, xr.Dataset):
-        raise ParameterError(f"expected a dataset as of open_store, found {brief(ds)}")
+    check_dataset(ds)
     if ACTIVATIONS in ds:
         dims = ("sentence", "token", sae_dim(ds), "feature")
         if missing := [dim for dim in dims if dim not in ds[ACTIVATIONS].dims]:

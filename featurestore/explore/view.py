@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from featurestore.explore.highlight import number
 Row = tuple[str, ...]
 Highlight = Callable[[highlight.Tokens, highlight.Values, float], str]
 
-_LABELS = ("label", "sentences", "active", "mean", "maximum", "of each sentence's maximum")
+_LABELS = ("label", "sentences", "active", "mean", "maximum", "mean of each sentence's maximum")
 _EXAMPLES = ("maximum", "label", "sentence", "from")
 
 _WIDEST = 20
@@ -31,17 +30,17 @@ class LabelSummary:
 
     Attributes
     ----------
-    label : int or None
+    label : int, float or None
         None for sentences without one.
     sentences : int
-        How many there are.
+        How many have activations.
     active : float
         Share of them in which it is active anywhere, 0 to 1.
     mean, maximum : float
         Of each sentence's strongest activation.
     """
 
-    label: int | None
+    label: float | None
     sentences: int
     active: float
     mean: float
@@ -56,7 +55,7 @@ class Example:
     ----------
     sentence : int
         Its sentence_index.
-    label : int or None
+    label : int, float or None
         Its label, if it has one.
     maximum : float
         The strongest activation of its tokens.
@@ -65,11 +64,11 @@ class Example:
     tokens : tuple of str
         All its tokens in reading order.
     activations : tuple of float
-        Of each; special tokens are NaN.
+        Of each; NaN where the token is special, or the activation not finite.
     """
 
     sentence: int
-    label: int | None
+    label: float | None
     maximum: float
     onset: int
     tokens: tuple[str, ...]
@@ -87,7 +86,7 @@ class FeatureView:
     average_l0 : int or float
         Of the SAE, nominal.
     sentences, active : int
-        How many there are, and in how many it is active.
+        How many have activations, and in how many it is active.
     maximum : float
         Its strongest activation; 0 if it is never active.
     onsets : tuple of int
@@ -98,6 +97,8 @@ class FeatureView:
         The strongest sentences, the strongest first.
     link : str or None
         Its page on Neuronpedia, where the store's attributes say for certain which it is.
+    nonfinite_sentences : int
+        How many sentences have activations that are not finite, which are left out.
     """
 
     layer: int
@@ -110,6 +111,7 @@ class FeatureView:
     labels: tuple[LabelSummary, ...]
     examples: tuple[Example, ...]
     link: str | None
+    nonfinite_sentences: int = 0
 
     def __str__(self) -> str:
         return self._text(highlight.plain)
@@ -135,12 +137,15 @@ class FeatureView:
 
     def _summary(self) -> list[str]:
         name = f"layer {self.layer}, feature {self.feature}, average L0 {self.average_l0:g}"
+        left_out = [f"left out: activations that are not finite, in {_sentences(self.nonfinite_sentences)}"]
+        left_out = left_out if self.nonfinite_sentences else []
         if not self.active:
-            return [f"{name}: never active in {self.sentences:,} sentences"]
+            return [f"{name}: never active in {_sentences(self.sentences)}", *left_out]
         earliest, median, latest = self.onsets
         return [
-            f"{name}: active in {self.active:,} of {self.sentences:,} sentences, at most {number(self.maximum)}",
+            f"{name}: active in {self.active:,} of {_sentences(self.sentences)}, at most {number(self.maximum)}",
             f"starts to fire at token {median} (median; earliest {earliest}, latest {latest})",
+            *left_out,
         ]
 
     def _tables(self, marked: Highlight) -> list[list[Row]]:
@@ -161,12 +166,18 @@ def _example_cells(one: Example) -> Row:
     return number(one.maximum), _named(one.label), str(one.sentence), str(one.onset)
 
 
-def _named(label: int | None) -> str:
-    return "none" if label is None else str(label)
+def _named(label: float | None) -> str:
+    if label is None:
+        return "none"
+    return str(label) if isinstance(label, int) else f"{label:g}"
+
+
+def _sentences(n: int) -> str:
+    return f"{n:,} sentence" + "s" * (n != 1)
 
 
 def _bar(value: float, high: float) -> str:
-    return "#" * round(_WIDEST * value / high) if 0 < high < math.inf else ""
+    return "#" * round(_WIDEST * value / high) if high > 0 else ""
 
 
 def _aligned(rows: Sequence[Row]) -> list[str]:

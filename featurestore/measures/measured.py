@@ -92,10 +92,11 @@ def monotonic(by_label: Array) -> Array:
     return np.asarray(signs / (n * (n - 1) / 2))
 
 
-def best_first(scores: Array, top: int | None = None) -> NDArray[np.intp]:
+def best_first(scores: Array, top: int | None = None, ties: Array | None = None) -> NDArray[np.intp]:
     """Return positions in the flattened scores, the highest first, without those that are NaN.
 
-    Rounded to 12 digits, so that equal ones stay in their order on every machine.
+    Rounded to 12 digits, so that equal ones stay in their order on every machine; or the higher of `ties` is first.
     """
-    order = np.argsort(-scores.round(12), axis=None, kind="stable")
+    keys = [-each.round(12).ravel() for each in (ties, scores) if each is not None]
+    order = np.lexsort(keys)  # stable, by the last key first, NaN last
     return order[: np.count_nonzero(~np.isnan(scores))][:top]

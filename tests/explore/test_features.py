@@ -164,6 +164,15 @@ def test_some_sentences(ds: xr.Dataset, activations: list[Array], labels: Array)
     np.testing.assert_array_equal(one["max"], activations[3][:, -1])
 
 
+def test_what_where_leaves_out_is_not_counted(ds: xr.Dataset) -> None:
+    chosen = ds["n_tokens"] > 4
+    masked, selected = (featurestore.features(some) for some in (ds.where(chosen), ds.sel(sentence=chosen)))
+    assert masked.attrs == selected.attrs
+    xr.testing.assert_allclose(masked, selected)
+    with pytest.raises(SelectionError, match="has no sentence of finite values"):
+        featurestore.features(ds.where(ds["n_tokens"] > 99))
+
+
 def test_layers_with_several_saes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
     options: dict[str, Any] = {"layers": [0, 1, 5, 5], "average_l0s": [3, 3, 2.5, 9]}
     sentences = write_folder(tmp_path / "in", 30, **options)
@@ -193,9 +202,14 @@ def test_what_cannot_be_measured(ds: xr.Dataset, cli: Any, path: Path, tmp_path:
                              (ds.sel(sentence=[INFINITE]), "has no sentence of finite values"),
                              (ds.isel(sentence=[]), "has no activations in the selection"),
         (ds.isel(layer=[]), "has no activations in the selection"),
+                             (ds.assign_coords(label=("sentence", ["bad"] * N)), "has labels that are no numbers"),
                              (ds.expand_dims(run=2), "has activations along run")):  # fmt: skip
         with pytest.raises(SelectionError, match=words):
             featurestore.features(selection)
+    others: list[Any] = [path, ds["activations"]]
+    for other in others:
+        with pytest.raises(ParameterError, match="expected a dataset as of open_store, found"):
+            featurestore.features(other)
     write_sentence(tmp_path / "in", 0, drop=["activations", "average_l0s", "num_features"])
     featurestore.ingest(tmp_path / "in", tmp_path / "none.zarr")
     refused(cli("features", tmp_path / "none.zarr"), "none.zarr: has no activations")
@@ -235,22 +249,18 @@ def test_the_command_lists_the_best_first(cli: Any, ds: xr.Dataset, path: Path, 
     found = featurestore.features(ds, permutations=0)
     rows = [*csv.DictReader(accepted(cli("features", path, "--by", by, "--csv", "--top", 12)).splitlines())]
     assert [*rows[0]][:3] == ["layer", "average_l0", "feature_id"]
-    best = (
-        score(found, by)
-        .stack(at=("layer", "feature"))
-        .to_series()
-        .round(12)
-        .sort_values(ascending=False, kind="stable")
-    )
+    keys = xr.Dataset({"score": score(found, by), "ties": abs(found["spearman"]) * (by == "monotonic")})
+    best = keys.to_dataframe().round(12).sort_values(["score", "ties"], ascending=False, kind="stable")
     assert [(int(row["layer"]), int(row["feature_id"])) for row in rows] == [*best.index[:12]]
     for row in rows:
         one = found.sel(layer=int(row["layer"]), feature=int(row["feature_id"]))
         for name in ("density", "mean", "max", "active", "pearson", "spearman", "auc", "monotonic", "p"):
             assert float(row[name]) == one[name]
         assert [float(row[f"mean_{label}"]) for label in range(4)] == one["mean_by_label"].values.tolist()
-    first, chance, *lines = accepted(cli("features", path, "--by", by, "--top", 3)).splitlines()
+    first, *lines = accepted(cli("features", path, "--by", by, "--top", 3)).splitlines()
     assert first.startswith(f"30 features in {N - 1} sentences, {N - 1 - len(UNLABELLED)} with a label; by {by}")
-    assert chance.startswith("by chance: in 5 % of 100 permutations of the labels")
+    chance = "by chance: in 5 % of 100 permutations of the labels, the strongest correlation"
+    assert lines[0].startswith(chance) == (by == "correlation")  # it is of Pearson correlations alone
     table = lines[lines.index("") + 1 :]
     assert [line.split()[:2] for line in table[1:]] == [[row["layer"], row["feature_id"]] for row in rows[:3]]
     assert len({len(line) for line in table}) == 1

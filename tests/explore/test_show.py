@@ -81,10 +81,27 @@ def test_a_dead_feature_and_an_infinite_one(tmp_path: Path) -> None:
     assert (dead.active, dead.maximum, dead.onsets, dead.examples) == (0, 0, (), ())
     assert str(dead).startswith("layer 0, feature 0, average L0 3: never active in 3 sentences\n\nlabel")
     infinite = featurestore.show(ds, 0, 1)
-    assert [example.sentence for example in infinite.examples] == [1, 2, 0]
-    assert "w1.0 [[w1.1]] [w1.2] w1.3" in str(infinite)
+    assert [example.sentence for example in infinite.examples] == [2, 0, 1]
+    assert (infinite.maximum, infinite.nonfinite_sentences) == (2, 1)
+    assert "w1.0 w1.1 [[w1.2]] w1.3" in str(infinite)
+    assert "\nleft out: activations that are not finite, in 1 sentence\n" in str(infinite)
+    assert infinite.onsets[0] == featurestore.onset(ds, 0, 1).min() == -3
+    strongest = featurestore.top_tokens(ds, 0, 1)
+    assert (strongest.activation.max(), strongest.nonfinite_sentences) == (2, 1)
     assert featurestore.show(ds, 0, 2).maximum == 60000  # NaN is not active, and float16 sums overflow
     assert {one.mean for one in featurestore.show(ds, 0, 2).labels} == {60000, 0}
+
+
+def test_coordinates_of_dask_and_labels_of_any_numbers(made: Any) -> None:
+    ds = featurestore.open_store(made[0])
+    assert featurestore.show(ds.chunk({"sentence": 16}), 1, 6) == featurestore.show(ds, 1, 6)
+    halves = featurestore.show(ds.assign_coords(label=ds.label / 2), 1, 6)
+    assert [one.label for one in halves.labels] == [0, 0.5, 1, 1.5, None]
+    assert [line.split()[0] for line in str(halves).splitlines()[5:10]] == ["0", "0.5", "1", "1.5", "none"]
+    with pytest.raises(featurestore.SelectionError, match="has labels that are no numbers"):
+        featurestore.show(ds.assign_coords(label=("sentence", ["bad"] * 40)), 1, 6)
+    masked = featurestore.show(ds.where(ds.label == 3), 1, 6)
+    assert (masked.sentences, masked.nonfinite_sentences) == (int((ds.label == 3).sum()), 0)
 
 
 class Page(HTMLParser):

@@ -136,6 +136,17 @@ def test_l0_counts_active_features(made: Any, chunks: Any, name: str) -> None:
         assert np.isnan(row[: -len(counts)]).all()
 
 
+def test_nan_is_not_active(made: Any, chunks: Any) -> None:
+    path, sentences = made["plain"]
+    ds = featurestore.open_store(path, chunks=chunks)
+    masked = featurestore.l0(ds.where(ds.label == 3))
+    xr.testing.assert_identical(masked, featurestore.l0(ds).where(ds.label == 3))
+    some = featurestore.l0(ds.where(ds.feature > 2))
+    for row, sentence in zip(some.values, sentences, strict=True):
+        counts = np.count_nonzero(sentence["activations"][:, :, 3:], axis=-1).T
+        np.testing.assert_array_equal(row[-len(counts) :], counts)
+
+
 def test_special_tokens_are_no_onset_and_no_example(tmp_path: Path) -> None:
     for index in range(2):
         activations = np.zeros((3, 4, 10), np.float32)

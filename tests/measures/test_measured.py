@@ -86,7 +86,7 @@ def test_nothing_to_compare() -> None:
     assert all(np.isnan(empty[name]).all() for name in ("density", "mean", "max", *AGAINST_LABEL))
 
 
-@pytest.mark.parametrize("n", [3, 4, 5, 10, 57, 1000, 100_000])
+@pytest.mark.parametrize("n", [3, 4, 5, 10, 57, 1000, 100_000, 1_000_000, 1_000_001, 10**8])
 def test_p_is_that_of_students_t(n: int) -> None:
     r = np.concatenate([np.linspace(-1, 1, 41), 10.0 ** np.arange(-9, 0), 1 - 10.0 ** np.arange(-9, 0), [np.nan]])
     with np.errstate(divide="ignore"):
@@ -118,3 +118,4 @@ def test_the_best_first() -> None:
     scores = np.array([[0.5, np.nan, 0.7], [0.7 - 1e-15, np.nan, 0.9]])
     assert best_first(scores).tolist() == [5, 2, 3, 0]
     assert best_first(scores, 2).tolist() == [5, 2]
+    assert best_first(scores, ties=np.array([[0, 1, 0.1], [0.2, np.nan, 0]])).tolist() == [5, 3, 2, 0]
