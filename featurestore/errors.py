@@ -125,7 +125,7 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         needed = f"needs {error.name}, which is not installed"
-        raise MissingExtraError(f"{needed}: pip install '.[{name}]', or uv run --extra {name}") from error
+        raise MissingExtraError(f"{needed}: install the extra {name}, as by pip install '.[{name}]'") from error
 
 
 @contextmanager

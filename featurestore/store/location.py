@@ -165,7 +165,7 @@ class ReadOnlyPath:
             get_filesystem_class(protocol)
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
-            remedy = f"pip install '.[{extra}]', or uv run --extra {extra}" if extra else shown(error)
+            remedy = f"install the extra {extra}, as by pip install '.[{extra}]'" if extra else shown(error)
             raise StoreError(f"{self}: cannot be read without another package; {remedy}") from None
         own = {name: dict(value) if isinstance(value, Mapping) else value for name, value in self.options.items()}
         with self.errors():

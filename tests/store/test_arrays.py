@@ -33,7 +33,7 @@ POINTS = itertools.count()
 LABELS = {"sentence": range(len(LENGTHS)), "token": range(-8, 0), "layer": LAYERS, "feature": range(10)}
 
 SELECTIONS = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a short chain needs no shrinking, which takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
