@@ -8,7 +8,8 @@ import numpy as np
 
 from featurestore.errors import ParameterError, SelectionError, brief, spelled
 from featurestore.explore.active_values import active_values
-from featurestore.explore.tokens import check_dataset, label_numbers
+from featurestore.explore.reading import check_dataset
+from featurestore.explore.tokens import label_numbers
 from featurestore.measures.measured import measured
 from featurestore.measures.significance import q_values
 from featurestore.ranges import integer

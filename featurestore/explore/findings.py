@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.explore.saes import is_mismatch
 from featurestore.ranges import format_numbers
 from featurestore.schema import ARRAYS
 from featurestore.splits.duplicates import group_near_duplicates
-from featurestore.store.info import L0_TOLERANCE
+from featurestore.store.info import L0_TOLERANCE, is_mismatch
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,6 +72,6 @@ def _of_labels(counts: Counter[int]) -> Iterator[str]:
 
 def of_saes(measured: xr.Dataset) -> Iterator[str]:
     """Yield what is odd about the SAEs, given what `measured_l0` has found."""
-    if wrong := int(is_mismatch(measured).sum()):
+    if wrong := int(is_mismatch(measured["nominal"], measured["measured"]).sum()):
         found = f"L0 differs from the nominal one by more than a factor of {L0_TOLERANCE:g}"
         yield f"The measured {found} in {wrong:,} of {measured.sizes['sae']:,} SAEs: check the extraction."

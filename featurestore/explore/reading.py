@@ -28,7 +28,8 @@ def check_dataset(ds: object, *needed: str) -> None:
     import xarray as xr
 
     if not isinstance(ds, xr.Dataset):
-        raise ParameterError(f"expected a dataset as of open_store, found {brief(ds)}")
+        found = f"an array, {brief(ds.name)}" if isinstance(ds, xr.DataArray) else brief(ds)
+        raise ParameterError(f"expected a dataset as of open_store, found {found}")
     if needed and "sentence" not in ds.dims:
         raise SelectionError("has no dim sentence: select by a list, such as sentence=[...], to keep it")
     if missing := [name for name in needed if name not in ds.coords]:

@@ -15,9 +15,9 @@ from featurestore.explore.plots import style
 from featurestore.files import whole_file
 from featurestore.paths import PathLike
 from featurestore.schema import Progress, __version__
-from featurestore.store.info import info
 from featurestore.store.location import StorageOptions, location
-from featurestore.store.reading import open_store
+from featurestore.store.reading import labelled
+from featurestore.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -93,13 +93,14 @@ def _content(
     """Read and measure all that the page shows."""
     import xarray as xr
 
+    from featurestore.store.backend import warn_if_incomplete
+
     if isinstance(store, xr.Dataset):
         return {"name": "selection", **sections.all_of(store, None, progress)}
     if not isinstance(store, str | os.PathLike):
         raise ParameterError(f"expected a store or a dataset as of open_store, found {brief(store)}")
     path = location(store, storage_options)
     with lacking(path):
-        return {
-            "name": path.name,
-            **sections.all_of(open_store(path), info(store, storage_options=storage_options), progress),
-        }
+        snapshot = Snapshot.read(path)
+        warn_if_incomplete(snapshot)
+        return {"name": path.name, **sections.all_of(labelled(snapshot), snapshot, progress)}

@@ -10,7 +10,6 @@ from featurestore.errors import SelectionError
 from featurestore.explore.reading import drawn
 from featurestore.explore.tokens import l0, of_words
 from featurestore.schema import ACTIVATIONS, Progress
-from featurestore.store.info import L0_TOLERANCE
 from featurestore.strategies import sae_dim
 
 if TYPE_CHECKING:
@@ -82,9 +81,3 @@ def _refuse_masked(ds: xr.Dataset) -> None:
         return
     if bool((ds[ACTIVATIONS].isnull() & ds["is_token"]).any()):
         raise SelectionError("has NaN at tokens, as a mask (where) makes them: select by sel or isel instead")
-
-
-def is_mismatch(found: xr.Dataset) -> xr.DataArray:
-    """Tell which SAEs' measured L0 is more than a factor of `L0_TOLERANCE` from the nominal one, (sae,) bool."""
-    low, high = found["nominal"] / L0_TOLERANCE, found["nominal"] * L0_TOLERANCE
-    return (found["measured"] < low) | (found["measured"] > high)

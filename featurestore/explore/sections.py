@@ -14,17 +14,18 @@ from featurestore.errors import SelectionError
 from featurestore.explore import findings
 from featurestore.explore.features import features
 from featurestore.explore.inline import inline
-from featurestore.explore.saes import is_mismatch, measured_l0
+from featurestore.explore.saes import measured_l0
 from featurestore.explore.separability import fisher_ratio, separability
 from featurestore.explore.show import show
 from featurestore.explore.strongest import strongest
 from featurestore.ranges import format_numbers
 from featurestore.schema import ARRAYS, ATTRIBUTES, MIN_ACTIVE, Progress
+from featurestore.store.info import bytes_on_disk, is_mismatch
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from featurestore.store.info import StoreInfo
+    from featurestore.store.snapshot import Snapshot
 
 _TOP, _SHOWN, _SENTENCES = 20, 5, 5
 """Features in the table, of which so many are shown, each in so many sentences."""
@@ -61,7 +62,7 @@ def shown(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:#.3g}".rstrip(".")  # noqa: RUF001
 
 
-def all_of(ds: xr.Dataset, stored: StoreInfo | None, progress: Progress) -> dict[str, Any]:
+def all_of(ds: xr.Dataset, stored: Snapshot | None, progress: Progress) -> dict[str, Any]:
     """Return what the template shows of a dataset, and of the store that it is."""
     if missing := [name for name in _NEEDED if name not in ds.coords]:
         raise SelectionError(f"has no coordinate {missing[0]}: use a dataset as open_store returns it")
@@ -73,14 +74,14 @@ def all_of(ds: xr.Dataset, stored: StoreInfo | None, progress: Progress) -> dict
         "facts": [*_facts(ds, stored)],
         "findings": [*found, *saes.pop("findings", [])],
         "duplicates": [[texts[position] for position in members] for members in duplicates],
-        "skipped": [f"{file}: {reason}" for file, reason in stored.skipped] if stored else [],
+        "skipped": [f"{one['file']}: {one['reason']}" for one in stored.skipped] if stored else [],
         "most_listed": _LISTED,
         "layers": layers,
         "saes": saes,
     }
 
 
-def _facts(ds: xr.Dataset, stored: StoreInfo | None) -> Iterator[tuple[str, str]]:
+def _facts(ds: xr.Dataset, stored: Snapshot | None) -> Iterator[tuple[str, str]]:
     """Yield what `info` prints, as far as a dataset knows of it."""
     lengths = ds["n_tokens"].values
     labels = Counter(ds["label"].values[ds["has_label"].values].tolist())
@@ -94,14 +95,14 @@ def _facts(ds: xr.Dataset, stored: StoreInfo | None) -> Iterator[tuple[str, str]
         if name in ds.sizes:
             yield {"hidden": "hidden dims", "feature": "features of an SAE"}[name], f"{ds.sizes[name]:,}"
     yield "arrays", ", ".join(f"{name} {ds[name].dtype}" for name in ARRAYS if name in ds)
-    if stored and stored.bytes_on_disk is not None:
-        yield "on disk", f"{stored.bytes_on_disk / 1e6:,.1f} MB"
+    if stored and (n_bytes := bytes_on_disk(stored.location)) is not None:
+        yield "on disk", f"{n_bytes / 1e6:,.1f} MB"
     yield from ((name.replace("_", " "), str(ds.attrs[name])) for name in ATTRIBUTES if name in ds.attrs)
 
 
-def _of_store(stored: StoreInfo | None) -> Iterator[str]:
+def _of_store(stored: Snapshot | None) -> Iterator[str]:
     if stored and stored.expected_sentences:
-        missing = f"{stored.sentences:,} of {stored.expected_sentences:,} sentences"
+        missing = f"{stored.sizes['sentence']:,} of {stored.expected_sentences:,} sentences"
         yield f"The store is incomplete: {missing}; its ingest goes on, or was interrupted: run it again."
     if stored and stored.skipped:
         yield f"Left out when the store was made: {findings.counted(len(stored.skipped), 'file')}."
@@ -206,9 +207,10 @@ def _saes(ds: xr.Dataset, progress: Progress) -> dict[str, Any]:
     if never.any():
         idle = f"{int(never.sum()):,} of {total:,} features are never active at the final token of a sentence"
         notes.append(f"{idle}; where sentences are few, that is to be expected.")
+    wrong = is_mismatch(measured["nominal"], measured["measured"])
     rows = zip(
         measured["layer"].values.tolist(), measured["nominal"].values.tolist(), measured["measured"].values.tolist(),
-        np.where(is_mismatch(measured), "no", "yes").tolist(), never.tolist(), strict=True,
+        np.where(wrong, "no", "yes").tolist(), never.tolist(), strict=True,
     )  # fmt: skip
     caption = "Active features at a token, divided by the nominal average L0 of the SAE."
     return {

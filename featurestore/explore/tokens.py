@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from featurestore.errors import ParameterError, SelectionError, brief, shortened, spelled
+from featurestore.explore.reading import check_dataset
 from featurestore.ranges import format_numbers, integer
 from featurestore.schema import ACTIVATIONS
 from featurestore.strategies import sae_dim, sae_layers, sae_position
@@ -207,13 +208,6 @@ def label_numbers(labelled: xr.Dataset | xr.DataArray) -> NDArray[np.float64]:
         raise SelectionError("has labels that are no numbers: assign numbers, such as 0, 1, 2") from None
 
 
-def check_dataset(ds: object) -> None:
-    """Raise ParameterError unless `ds` is a dataset."""
-    if not isinstance(ds, xr.Dataset):
-        found = f"an array, {brief(ds.name)}" if isinstance(ds, xr.DataArray) else brief(ds)
-        raise ParameterError(f"expected a dataset as of open_store, found {found}")
-
-
 def _activations(ds: xr.Dataset) -> xr.DataArray:
     """Return the activations of an open store, or of a selection that has all that it needs."""
     check_dataset(ds)
@@ -221,7 +215,6 @@ def _activations(ds: xr.Dataset) -> xr.DataArray:
         dims = ("sentence", "token", sae_dim(ds), "feature")
         if missing := [dim for dim in dims if dim not in ds[ACTIVATIONS].dims]:
             raise SelectionError(f"has no dim {missing[0]}: select by a list, such as {missing[0]}=[...], to keep it")
-        if missing := [name for name in _NEEDED if name not in ds.coords]:
-            raise SelectionError(f"has no coordinate {missing[0]}: use a dataset as open_store returns it")
+        check_dataset(ds, *_NEEDED)
     sae_layers(ds)  # raises if there are no activations
     return ds[ACTIVATIONS]

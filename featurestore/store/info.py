@@ -22,6 +22,11 @@ L0_TOLERANCE = 2.0
 """Factor by which the measured L0 may differ from the nominal average before it counts as a mismatch."""
 
 
+def is_mismatch(nominal: Any, measured: Any) -> Any:
+    """Tell whether a measured L0 is more than a factor of `L0_TOLERANCE` from the nominal one; of arrays, each."""
+    return (measured < nominal / L0_TOLERANCE) | (measured > nominal * L0_TOLERANCE)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SAEInfo:
     """One SAE configuration: nominal average L0, and the mean L0 measured at the final tokens."""
@@ -33,8 +38,7 @@ class SAEInfo:
     @property
     def mismatch(self) -> bool:
         """Whether the two differ by more than `L0_TOLERANCE`, so that something upstream is wrong."""
-        low, high = sorted((float(self.average_l0), self.measured_l0))
-        return high > L0_TOLERANCE * low
+        return bool(is_mismatch(self.average_l0, self.measured_l0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +132,13 @@ def info(store: PathLike, *, storage_options: StorageOptions | None = None) -> S
         saes=_saes(ds, snapshot.extraction),
         nonfinite_values=int(nonfinite.sum()),
         nonfinite_sentences=int(np.count_nonzero(nonfinite)),
-        bytes_on_disk=_n_bytes(path),
-        skipped=tuple((entry["file"], entry["reason"]) for entry in snapshot.attributes["skipped"]),
+        bytes_on_disk=bytes_on_disk(path),
+        skipped=tuple((entry["file"], entry["reason"]) for entry in snapshot.skipped),
     )
 
 
-def _n_bytes(path: Location) -> int | None:
+def bytes_on_disk(path: Location) -> int | None:
+    """Return the size of all files of a store; None if it cannot be known."""
     if isinstance(path, ReadOnlyPath):
         return path.n_bytes()
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

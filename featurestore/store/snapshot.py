@@ -107,6 +107,12 @@ class Snapshot:
         return expected
 
     @property
+    def skipped(self) -> list[dict[str, str]]:
+        """The files that were left out when it was made: `file` and `reason` of each."""
+        skipped: list[dict[str, str]] = self.attributes["skipped"]
+        return skipped
+
+    @property
     def special_first(self) -> int:
         """So many tokens at the beginning of each sentence are special ones, whatever its file says."""
         count: int = self.attributes["special_first"]
