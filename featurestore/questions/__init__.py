@@ -1,0 +1,1 @@
+"""What a dataset is, whatever its strategy: which rows, what becomes of X, what becomes of y."""
