@@ -24,6 +24,7 @@ from featurestore.questions.rows import store_of
 from featurestore.schema import MIN_ACTIVE, Progress
 from featurestore.store.ingest import find_store
 from featurestore.store.location import Location, StorageOptions
+from featurestore.strategies.registry import OWN
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -159,32 +160,30 @@ def build(
 def build_file(
     store: PathLike,
     strategy: str,
-    options: Mapping[str, object],
+    given: Mapping[str, Any],
     *,
     output: PathLike | None = None,
     overwrite: bool = False,
     wait: bool = False,
     storage_options: StorageOptions | None = None,
     progress: Progress = lambda *_: None,
-    **further: Any,
 ) -> tuple[Path, Dataset]:
     """Build one dataset as `build` does, and write it in any case: without `output` where its name says what is in it.
 
     Parameters
     ----------
-    options : mapping
-        The strategy's options.
+    given : mapping
+        Options, those of the strategy and all others by which `build` knows what the dataset is.
     progress : callable
         Called as ``progress(what, done, total)`` while a folder of sentence NPZs is ingested.
-    **further
-        All else as of `build`.
 
     Returns
     -------
     Path, Dataset
         The file, and what is in it.
     """
-    plan = plan_of(strategy, options, **further)
+    own = {name: value for name, value in given.items() if name not in OWN}
+    plan = plan_of(strategy, own, **{name: value for name, value in given.items() if name in OWN})
     path = None if output is None else check_output(output)
     found = find_store(store, storage_options=storage_options, wait=wait, progress=progress)
     path = path or default_output(found, plan)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 from featurestore.errors import ParameterError, brief, spelled
@@ -12,6 +12,55 @@ from featurestore.questions.labels import Classes, read_classes
 from featurestore.questions.rows import Condition, read_where, where_json
 from featurestore.questions.tokens import FINAL, Tokens
 from featurestore.schema import COMBINATIONS, CONTROLS
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ParameterError(f"{spelled(name)}: expected true or false, found {brief(value)}")
+    return value
+
+
+def _table(name: str, value: object) -> str:
+    path, _, column = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not path.strip() or not column.strip():
+        raise ParameterError(f"{spelled(name)}: expected FILE.csv:COLUMN, found {brief(value)}")
+    return str(value)
+
+
+def _tokens(name: str, value: object) -> Tokens:
+    return Tokens.read(spelled(name), value)
+
+
+def _word(words: Sequence[str], name: str, value: object) -> str:
+    if not isinstance(value, str) or value not in words:
+        raise ParameterError(f"{spelled(name)}: expected one of {', '.join(words)}, found {brief(value)}")
+    return value
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How an option is read, of its name and a value that a user gives, and written as JSON can hold it."""
+
+    read: Callable[[str, Any], Any]
+    plain: Callable[[Any], Any] = str
+
+
+_FORMS = {
+    "where": _Form(lambda _, value: read_where(value), where_json),
+    "drop_short": _Form(_flag, bool),
+    "tokens": _Form(_tokens),
+    "special": _Form(_flag, bool),
+    "combine": _Form(partial(_word, COMBINATIONS)),
+    "target_tokens": _Form(_tokens),
+    "labels_from": _Form(_table, lambda text: text.rpartition(":")[2].strip()),
+    "classes": _Form(lambda _, value: read_classes(value)),
+    "control": _Form(partial(_word, CONTROLS)),
+}
+
+
+def read_choice(name: str, value: object) -> Any:
+    """Read one of the options; ParameterError if it is unreadable."""
+    return _FORMS[name].read(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,63 +129,8 @@ class Choices:
         if self.tokens.how == "all":
             usual["target_tokens"] = self.tokens
         chosen = {name: getattr(self, name) for name, default in usual.items() if getattr(self, name) != default}
-        plain: dict[str, Callable[[Any], Any]] = {
-            "where": where_json,
-            "tokens": str,
-            "target_tokens": str,
-            "labels_from": lambda text: text.rpartition(":")[2].strip(),
-            "classes": str,
-        }
-        return {name: plain.get(name, lambda value: value)(value) for name, value in chosen.items()}
+        return {name: _FORMS[name].plain(value) for name, value in chosen.items()}
 
-
-def read_choice(name: str, value: object) -> Any:
-    """Read one of the options.
-
-    Raises
-    ------
-    ParameterError
-        If it is unreadable.
-    """
-    return _READERS[name](name, value)
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ParameterError(f"{spelled(name)}: expected true or false, found {brief(value)}")
-    return value
-
-
-def _table(name: str, value: object) -> str:
-    path, _, column = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not path.strip() or not column.strip():
-        raise ParameterError(f"{spelled(name)}: expected FILE.csv:COLUMN, found {brief(value)}")
-    return str(value)
-
-
-def _word(choices: tuple[str, ...]) -> Callable[[str, object], str]:
-    def read(name: str, value: object) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise ParameterError(f"{spelled(name)}: expected one of {', '.join(choices)}, found {brief(value)}")
-        return value
-
-    return read
-
-
-_READERS: dict[str, Callable[[str, object], Any]] = {
-    "where": lambda _, value: read_where(value),
-    "drop_short": _flag,
-    "tokens": lambda name, value: Tokens.read(spelled(name), value),
-    "special": _flag,
-    "combine": _word(COMBINATIONS),
-    "target_tokens": lambda name, value: Tokens.read(spelled(name), value),
-    "labels_from": _table,
-    "classes": lambda _, value: read_classes(value),
-    "control": _word(CONTROLS),
-}
-
-ALTERNATIVES = tuple(name for name in _READERS if name != "control")
-"""The options of which a recipe may name alternatives; controls are built beside."""
 
 NONE = Choices()
 """Nothing but what the strategy selects."""

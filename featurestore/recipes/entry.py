@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from featurestore.datasets.journal import File, tables
 from featurestore.datasets.plans import Plan
 from featurestore.errors import SelectionError, spelled
-from featurestore.questions.choices import ALTERNATIVES, Choices, read_choice
+from featurestore.questions.choices import Choices, read_choice
+from featurestore.questions.options import OPTIONS
 from featurestore.ranges import parse_numbers
 from featurestore.recipes.nodes import Faults, Node
 from featurestore.recipes.targets import ALL, TARGET, Ranking, Targets, checked, read_targets
@@ -199,7 +200,7 @@ def entry_keys(strategy: Strategy) -> list[str]:
     return ["strategy", *options, *["targets"] * (set(TARGET) <= set(options)), *USUAL]
 
 
-USUAL = (*ALTERNATIVES, "normalize", "controls")
+USUAL = (*(name for name in OPTIONS if name != "control"), "normalize", "controls")
 """Keys that an entry, or for all that don't have them the recipe, may have."""
 
 

@@ -364,9 +364,8 @@ def test_the_names_that_are_taken_are_those_of_build() -> None:
         if not (flag.startswith("-") and len(flag) == 2)
     }
     python = set(inspect.signature(featurestore.build).parameters) - {"options"}
-    assert flags | python | {"help", "targets"} == set(registry.OWN)
-    later = "tokens target_tokens combine where labels_from classes y test_store reduce controls"
-    assert set(registry.RESERVED) == set(later.split())
+    assert flags | python | {"help", "targets", "controls"} == set(registry.OWN)
+    assert set(registry.RESERVED) == {"y", "test_store", "reduce", "pool"}
     for name in (*registry.OWN, *registry.RESERVED):
         with pytest.raises(ValueError, match=f"strategy 'x': {name}: .*choose another name"):
             register(f"*, {name}: Annotated[int, 'Text.'] = 0")
