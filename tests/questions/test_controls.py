@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
@@ -143,6 +143,7 @@ def hashed(n_gram: str) -> int:
 
 
 @few
+@example(["a\ud800", ""])
 @given(st.lists(st.text(max_size=9) | st.text("ab ", max_size=30), max_size=5))
 def test_text_columns_count_hashed_n_grams(texts: list[str]) -> None:
     found = text_columns(texts)
