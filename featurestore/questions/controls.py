@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-N_GRAMS = (2, 3, 4)
+N_GRAMS = (1, 2, 3)
 """Characters of the n-grams that are counted, spaces among them."""
 
 TEXT_WIDTH = 4096
@@ -78,9 +78,7 @@ def random_columns(sentences: Array, tokens: Array | None, width: int, seed: int
     columns = np.empty((len(words), width), np.float32)
     for row, key in zip(columns, words.tolist(), strict=True):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-        row[:] = rng.standard_normal(
-            width
-        )  # rounded: what machines' exp and log differ by is far less than float32 has
+        row[:] = rng.standard_normal(width)  # rounded, so that the last bits of exp and log do not show
     return columns
 
 

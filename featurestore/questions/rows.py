@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 _TRUTH = {"false": 0, "true": 1}
 
-_LARGEST = 2**63
-"""Integers of the store are smaller, and at least its negative."""
-
 
 @dataclass(frozen=True, order=True)
 class Condition:
@@ -154,11 +151,11 @@ def met(ds: xr.Dataset, conditions: Iterable[Condition]) -> NDArray[np.bool_]:
     kept = np.ones(ds.sizes["sentence"], bool)
     for condition in conditions:
         values = _coordinate(ds, condition.name, condition)
-        wanted = {value for value in condition.values if isinstance(value, str) or -_LARGEST <= value < _LARGEST}
         if SENTENCE_COORDS[condition.name] == "string":
+            wanted = {*condition.values}
             kept &= np.array([value in wanted for value in values.tolist()], bool)
         else:
-            kept &= np.isin(values, [*wanted])
+            kept &= np.isin(values, condition.values)
         if condition.name == "label":
             kept &= _coordinate(ds, "has_label", condition)
     return kept
