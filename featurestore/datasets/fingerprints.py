@@ -31,7 +31,7 @@ def fingerprint(
     split_version : str
         `Split.version`: nothing where sides have never changed, or without a split.
     labels_digest : str
-        `Labels.digest`: nothing for the labels of the store.
+        Of the labels of ``labels_from``, or nothing.
     """
     further = [
         text
