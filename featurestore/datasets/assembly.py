@@ -50,8 +50,9 @@ def assemble(loaded: Loaded) -> tuple[Dataset, int]:
         metadata={name: np.asarray(value) for name, value in metadata.items()},
         normalization=fitted,
     )
-    constant = np.hstack([found.constant for found in measured])[columns] if measured else ()
-    return dataset, int(np.count_nonzero(constant))
+    if not measured or loaded.plan.choices.control == "text":  # which has columns for n-grams that no text holds
+        return dataset, 0
+    return dataset, int(np.count_nonzero(np.hstack([found.constant for found in measured])[columns]))
 
 
 def _kept(loaded: Loaded) -> tuple[Array, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -273,7 +274,9 @@ class StoreView:
         key = plan.split, plan.choices.labels_from
         if key not in self._splits:
             with lacking(self.path):
-                self._splits[key] = splits.split(self.labelled(plan.choices), plan.split)
+                divided = splits.split(self.labelled(plan.choices), plan.split)
+            labels = self.labels(plan.choices)
+            self._splits[key] = replace(divided, stratified_by=f"the labels {labels.column}") if labels else divided
         return self._splits[key]
 
     def training_rows(self, plan: Plan) -> Array:
