@@ -47,6 +47,9 @@ FEATURE_ORDERS = ("correlation", "spearman", "auc", "monotonic", "density", "mea
 COMBINATIONS = ("concat", "mean", "difference", "sum")
 """What becomes of the layers of X; the first is the default."""
 
+OUTCOMES = ("label", "store")
+"""What a concept strategy predicts; the first is the default."""
+
 CONTROLS = ("shuffled-labels", "random-columns", "text")
 """What stands beside a dataset to say what its X or y would give by chance, or by the text alone."""
 

@@ -76,7 +76,7 @@ def ingest(folder: Path, store: Path | None, **options: Any) -> None:
 @verbosity
 def build(
     strategy: str,
-    source: Path | str,
+    source: tuple[Path | str, ...],
     output: Path | None,
     overwrite: bool,
     wait: bool,
@@ -88,8 +88,8 @@ def build(
 
     with Progress() as progress:
         path, dataset = building.build_file(
-            source, strategy, given, output=output, overwrite=overwrite, wait=wait, storage_options=storage_options,
-            progress=progress,
+            source if len(source) > 1 else source[0], strategy, given, output=output, overwrite=overwrite, wait=wait,
+            storage_options=storage_options, progress=progress,
         )  # fmt: skip
     n, d = dataset.data.shape
     say(f"{path}: X {n} x {d}, y {dataset.y.dtype}, {dataset.normalization.method}")

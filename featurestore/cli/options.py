@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -45,14 +44,6 @@ def _load(ctx: click.Context, _param: click.Parameter, plugins: Sequence[str]) -
             load_plugin(path)
 
 
-def _only_one(_ctx: click.Context, param: click.Parameter, values: Sequence[Path | str]) -> Path | str | None:
-    if len(values) > 1:
-        raise click.UsageError(
-            f"{param.opts[0]}: expected one, found {len(values)}; several stores are for recipes: stores: [...]"
-        )
-    return values[0] if values else None
-
-
 def _parsed(_ctx: click.Context, param: click.Parameter, text: str | None) -> dict[str, Any] | None:
     """Read JSON; what it says may be secret, so that no message shows it."""
     try:
@@ -84,10 +75,9 @@ source = click.option(
     "source",
     required=True,
     multiple=True,
-    callback=_only_one,
     type=StorePath(),
     help="A store, its zip or its URL; or a folder of sentence NPZs: its store is stores/<folder name>.zarr, brought"
-    " up to date first.",
+    " up to date first. Of several, all sentences.",
 )
 
 
@@ -121,6 +111,12 @@ _FURTHER = (
         "side",
         {"type": float},
         "Share of the sentences that are test rows, stratified by label, without leakage.",
+    ),
+    (
+        "--test-store",
+        "side",
+        {"metavar": "NAME|PATH"},
+        "Of several stores, that whose sentences are test rows, without near-duplicates of the others.",
     ),
     (
         "--folds",

@@ -137,7 +137,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
         "strategy": plan.strategy.name,
         **about_X(plan, selected),
         "n_samples": len(rows),
-        "sentence_indices": selected.sentences[rows],
+        **view.about(selected.sentences[rows], "sentence_indices", "row_store"),
     }
     if "input_features" in metadata:
         metadata["input_features"] = metadata["input_features"][columns]
@@ -145,9 +145,11 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
         metadata["strategy_code"] = plan.strategy.code
     if selected.tokens is not None:
         metadata["token"] = selected.tokens[rows]
-    metadata |= about_y(plan, selected, view.labels(plan.choices))
+    metadata |= about_y(plan, selected, view.outcomes(plan.choices))
     if plan.choices.where:
         metadata["where"] = [str(condition) for condition in plan.choices.where]
+    if len(view.names) > 1:
+        metadata["stores"] = view.names
     metadata |= {
         "store": view.name,
         "schema_version": DATASET_VERSION,
@@ -156,13 +158,23 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
         "fingerprint": view.fingerprint(plan),
         "store_digest": view.digest,
         "sentences_digest": view.digest_of(np.unique(selected.positions[rows])),
-        "dropped_sentence_indices": dropped,
     }
-    if plan.choices.drop_short:
-        metadata["short_sentence_indices"] = selected.short
-    if len(selected.left_out):
-        metadata["left_out_sentence_indices"] = selected.left_out
+    for name, sentences in _not_in_it(loaded, dropped).items():
+        metadata |= view.about(sentences, f"{name}_sentence_indices", f"{name}_store")
     return metadata
+
+
+def _not_in_it(loaded: Loaded, dropped: Array) -> dict[str, Array]:
+    """Return the sentences of the population that are not in a dataset, by the reason."""
+    selected, divided = loaded.selected, loaded.view.split(loaded.plan)
+    reasons = {"dropped": dropped}
+    if loaded.plan.choices.drop_short:
+        reasons["short"] = selected.short
+    if len(selected.left_out):
+        reasons["left_out"] = selected.left_out
+    if divided and divided.out.any():
+        reasons["near_duplicate"] = np.sort(loaded.view.sentences[divided.out])
+    return reasons
 
 
 def _split_metadata(loaded: Loaded, rows: Array) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from featurestore.datasets.journal import Journal, statistics_file, tables
 from featurestore.datasets.plans import Plan, default_output, read_seed, split_options
 from featurestore.datasets.raw import probe, read
 from featurestore.datasets.view import StoreView
-from featurestore.errors import SelectionError
-from featurestore.paths import PathLike
+from featurestore.errors import ParameterError, SelectionError, brief, spelled
+from featurestore.paths import PathLike, is_url
 from featurestore.questions.choices import Choices
 from featurestore.questions.rows import store_of
 from featurestore.schema import MIN_ACTIVE, Progress
 from featurestore.store.ingest import find_store
-from featurestore.store.location import Location, StorageOptions
+from featurestore.store.location import Location, StorageOptions, location
+from featurestore.store.snapshot import store_name
 from featurestore.strategies.registry import OWN
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def build(
-    store: PathLike | xr.Dataset,
+    store: PathLike | Sequence[PathLike] | xr.Dataset,
     strategy: str,
     *,
     where: str | Sequence[str] | Mapping[str, Any] | None = None,
@@ -46,10 +47,12 @@ def build(
     normalize: str | None = None,
     stats_from: PathLike | None = None,
     target_tokens: str | None = None,
+    y: str | None = None,
     labels_from: str | None = None,
     classes: str | Mapping[str, int] | Mapping[int, int] | None = None,
     control: str | None = None,
     test_size: float | None = None,
+    test_store: str | None = None,
     folds: int | None = None,
     seed: int | None = None,
     group_by: str | None = None,
@@ -67,10 +70,11 @@ def build(
 
     Parameters
     ----------
-    store : str or PathLike or xarray.Dataset
+    store : str or PathLike, a sequence of them, or xarray.Dataset
         The store, a zip of it or its URL; or a folder of sentence NPZs, whose store ``stores/<folder name>.zarr`` is
-        brought up to date first. Of a dataset of `open_store`, or a selection of it, the store is taken, and its
-        sentences as a condition of `where`; values are read from the store.
+        brought up to date first. Of several, all sentences (see `open_stores`). Of a dataset of `open_store`, or a
+        selection of it, the store is taken, and its sentences as a condition of `where`; values are read from the
+        store.
     strategy : str
         A registered strategy, such as ``"hidden-to-concept"``.
     where : str, sequence of str, or mapping, optional
@@ -95,6 +99,9 @@ def build(
         A dataset of the same strategy and input, whose normalization is used instead of fitting one.
     target_tokens : str, optional
         The same as `tokens` of an activation that is y, by default ``"final"``, or with ``tokens="all"`` the row's own.
+    y : str, optional
+        What a concept strategy predicts: ``"label"`` (default), or of several stores ``"store"``, which it is: its
+        number in the order given.
     labels_from : str, optional
         Labels in place of the store's, ``FILE.csv:COLUMN``: whole numbers, or names, which are numbered from 0 as
         sorted. The file names each sentence by `sentence_index` or by `sentence`. Splits are stratified by them.
@@ -105,7 +112,7 @@ def build(
         What a probe finds without the model: ``"shuffled-labels"`` (y within each side), ``"random-columns"``
         (Gaussian, as many) or ``"text"`` (hashed character n-grams, and the length) in place of the real dataset, with
         its rows and split.
-    test_size, folds, seed, group_by : optional
+    test_size, test_store, folds, seed, group_by : optional
         Divide the sentences into training and test rows, or folds, without leakage (see `SplitOptions`); the
         normalization is then fitted on the training rows alone. Without a split it is fitted on all rows. `seed` is
         also that of a control.
@@ -144,21 +151,21 @@ def build(
         As `ingest`, for a folder.
     """
     sentences = None
-    if not isinstance(store, str | os.PathLike):
+    if not isinstance(store, str | os.PathLike | Sequence):
         store, sentences = store_of(store)
     plan = plan_of(
         strategy, options, where=where, drop_short=drop_short, drop_nonfinite=drop_nonfinite, tokens=tokens,
         special=special, combine=combine, normalize=normalize, stats_from=stats_from, target_tokens=target_tokens,
-        labels_from=labels_from, classes=classes, control=control, test_size=test_size, folds=folds, seed=seed,
-        group_by=group_by,
+        y=y, labels_from=labels_from, classes=classes, control=control, test_size=test_size,
+        test_store=test_store and named_store(test_store), folds=folds, seed=seed, group_by=group_by,
     )  # fmt: skip
     path = None if output is None else check_output(output)
-    found = find_store(store, storage_options=storage_options, wait=wait)
-    return build_plan(found, plan, path, overwrite=overwrite, sentences=sentences)
+    found = find_stores(store, storage_options=storage_options, wait=wait)
+    return build_plan(StoreView(found), plan, path, overwrite=overwrite, sentences=sentences)
 
 
 def build_file(
-    store: PathLike,
+    store: PathLike | Sequence[PathLike],
     strategy: str,
     given: Mapping[str, Any],
     *,
@@ -183,11 +190,32 @@ def build_file(
         The file, and what is in it.
     """
     own = {name: value for name, value in given.items() if name not in OWN}
-    plan = plan_of(strategy, own, **{name: value for name, value in given.items() if name in OWN})
+    others = {name: value for name, value in given.items() if name in OWN}
+    if others.get("test_store"):
+        others["test_store"] = named_store(others["test_store"])
+    plan = plan_of(strategy, own, **others)
     path = None if output is None else check_output(output)
-    found = find_store(store, storage_options=storage_options, wait=wait, progress=progress)
-    path = path or default_output(found, plan)
-    return path, build_plan(found, plan, path, overwrite=overwrite)
+    view = StoreView(find_stores(store, storage_options=storage_options, wait=wait, progress=progress))
+    path = path or default_output(view.name, plan)
+    return path, build_plan(view, plan, path, overwrite=overwrite)
+
+
+def find_stores(
+    sources: PathLike | Sequence[PathLike], storage_options: StorageOptions | None = None, **options: Any
+) -> list[Location]:
+    """Return the stores of one or several sources, as `find_store` does; options of URLs are for those alone."""
+    if isinstance(sources, str | os.PathLike):
+        return [find_store(sources, storage_options=storage_options, **options)]
+    return [
+        find_store(source, storage_options=storage_options if is_url(source) else None, **options) for source in sources
+    ]
+
+
+def named_store(store: object) -> str:
+    """Return the name of a store that is given by its name or its path."""
+    if not isinstance(store, str | os.PathLike) or not os.fspath(store):
+        raise ParameterError(f"{spelled('test_store')}: expected the name or path of a store, found {brief(store)}")
+    return store_name(location(store))
 
 
 def plan_of(
@@ -198,6 +226,7 @@ def plan_of(
     drop_nonfinite: bool = False,
     stats_from: PathLike | None = None,
     test_size: float | None = None,
+    test_store: str | None = None,
     folds: int | None = None,
     seed: int | None = None,
     group_by: str | None = None,
@@ -209,14 +238,14 @@ def plan_of(
     if stats_from is not None:
         statistics = load_dataset(stats_from)
         files.append(statistics_file(stats_from, statistics.metadata))
-    undivided = (test_size, folds, group_by) == (None, None, None)
+    undivided = (test_size, test_store, folds, group_by) == (None,) * 4
     return Plan.of(
         strategy,
         options,
         choices=choices,
         normalize=normalize,
         drop_nonfinite=drop_nonfinite,
-        split=None if undivided and choices.control else split_options(test_size, folds, seed, group_by),
+        split=None if undivided and choices.control else split_options(test_size, folds, seed, group_by, test_store),
         stats_from=statistics,
         seed=read_seed(0 if seed is None else seed),
         files=files,
@@ -224,7 +253,7 @@ def plan_of(
 
 
 def build_plan(
-    store: Location,
+    view: StoreView,
     plan: Plan,
     output: Path | None = None,
     *,
@@ -232,13 +261,12 @@ def build_plan(
     sentences: NDArray[np.int64] | None = None,
 ) -> Dataset:
     """Build the dataset of a validated plan, of some sentences alone if they are given; otherwise as `build`."""
-    view = StoreView(store)
     if sentences is not None:
         plan = plan.within(view.those_of(sentences))
     view.check(plan)
     probed = probe(view, [plan])
     if not len(probed[0].kept):
-        raise SelectionError(f"{store}: {preflight.obstacle(probed[0])}")
+        raise SelectionError(f"{view.path}: {preflight.obstacle(probed[0])}")
     (loaded,) = read(probed, output and output.parent)
     dataset, n_constant = assemble(loaded)
     if divided := view.split(plan):

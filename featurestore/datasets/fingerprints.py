@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from featurestore.schema import DATASET_VERSION
@@ -46,3 +47,8 @@ def sentences_digest(indices: NDArray[np.int64], digests: NDArray[Any]) -> str:
     """Identify sentences by their sentence_index and content digest, in any order; hex digits of a SHA-256."""
     content = sorted(zip(indices.tolist(), digests.tolist(), strict=True))
     return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def stores_digest(digests: Mapping[str, str]) -> str:
+    """Identify the sentences of several stores, given as the digest of each by its name, in this order."""
+    return hashlib.sha256(json.dumps([*digests.items()]).encode()).hexdigest()

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _NAMES = [
     "store",
+    "stores",
     "strategy",
     "parameters",
     "input_layers",

@@ -17,8 +17,6 @@ from featurestore.questions.choices import NONE, Choices
 from featurestore.ranges import format_numbers, integer
 from featurestore.schema import DATASETS, NORMALIZATIONS
 from featurestore.splits.split import SplitOptions
-from featurestore.store.location import Location
-from featurestore.store.snapshot import store_name
 from featurestore.strategies import get_strategy
 
 if TYPE_CHECKING:
@@ -123,7 +121,8 @@ class Plan:
     def selection(self) -> str:
         """What X and y depend on before they are normalized or divided; the same for the same selection."""
         # The file of labels by its path, as another of the same column may have other ones.
-        return repr((self.called, self.choices, self.choices.control and self.seed))
+        drawn = self.choices.control and self.seed
+        return repr((self.called, self.choices, drawn, self.split if self.split and self.split.test_store else None))
 
     @cached_property
     def called(self) -> str:
@@ -180,12 +179,17 @@ class Plan:
             "folds": self.split.folds,
             "seed": self.split.seed,
             "group_by": self.split.group_by and self.split.group_by.rpartition(":")[2],
+            "test_store": self.split.test_store,
         }
         return {name: value for name, value in named.items() if value is not None}
 
 
 def split_options(
-    test_size: float | None = None, folds: int | None = None, seed: int | None = None, group_by: str | None = None
+    test_size: float | None = None,
+    folds: int | None = None,
+    seed: int | None = None,
+    group_by: str | None = None,
+    test_store: str | None = None,
 ) -> SplitOptions | None:
     """Return the options of a split, or None where none is given.
 
@@ -194,9 +198,11 @@ def split_options(
     ParameterError
         If they are out of range, or a split would be neither by size nor by folds.
     """
-    if all(value is None for value in (test_size, folds, seed, group_by)):
+    if all(value is None for value in (test_size, folds, seed, group_by, test_store)):
         return None
-    return SplitOptions(test_size=test_size, folds=folds, seed=0 if seed is None else seed, group_by=group_by)
+    return SplitOptions(
+        test_size=test_size, folds=folds, seed=0 if seed is None else seed, group_by=group_by, test_store=test_store
+    )
 
 
 def read_seed(seed: object) -> int:
@@ -206,9 +212,9 @@ def read_seed(seed: object) -> int:
     return number
 
 
-def default_output(store: Location, plan: Plan, folder: Path = DATASETS) -> Path:
+def default_output(store: str, plan: Plan, folder: Path = DATASETS) -> Path:
     """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its options>.npz``."""
-    return folder / store_name(store) / plan.file_name
+    return folder / store / plan.file_name
 
 
 def _dashed(name: str) -> str:

@@ -201,6 +201,11 @@ def _check(aligned: Aligned, choices: Choices) -> None:
         raise ParameterError(_chosen("tokens", str(choices.tokens), "X", aligned.X[0]))
     if "target_tokens" in choices.given and "token" not in aligned.y.dims:
         raise ParameterError(_chosen("target_tokens", str(choices.target_tokens), "y", aligned.y))
+    if choices.y == "store" and aligned.y.name != "label":
+        found = f"found one that predicts {aligned.y.name or 'something else'}"
+        raise ParameterError(
+            f"{spelled('y', 'store')}: expected a strategy that predicts the label, {found}; leave it out"
+        )
     if choices.tokens.side_by_side and aligned.densest is not None:
         found = f"found {spelled('tokens', str(choices.tokens))}, which has a column of each token"
         raise ParameterError(f"{spelled('densest')}: expected one column a feature, {found}; leave one of them out")

@@ -12,7 +12,7 @@ import numpy as np
 
 from featurestore.datasets import dataset as datasets
 from featurestore.datasets import journal
-from featurestore.datasets.fingerprints import fingerprint, sentences_digest
+from featurestore.datasets.fingerprints import fingerprint, sentences_digest, stores_digest
 from featurestore.datasets.journal import File, located
 from featurestore.errors import NpzError, StoreError, StoreNotFoundError, shown
 from featurestore.store.location import Location, location
@@ -38,7 +38,7 @@ class Present:
     def compared(self, path: Path, recorded: Mapping[str, Any]) -> tuple[str, str]:
         """Return the state of a dataset and the reason, as far as its statistics don't matter."""
         store, name, made_of = (recorded_text(recorded, key) for key in ("store", "strategy", "fingerprint"))
-        sentences, code = self._sentences(store), recorded_text(recorded, "strategy_code")
+        sentences, code = self._digest(store, recorded), recorded_text(recorded, "strategy_code")
         now = self._strategies[name].code if name in self._strategies else code
         reasons = list(self._changed(path, made_of))
         if now != code:
@@ -54,6 +54,14 @@ class Present:
         if not reasons and code and name not in self._strategies:
             return "unknown", f"the code of {name} is not known here; name its plugin"
         return "stale" if reasons else "current", "; ".join(reasons)
+
+    def _digest(self, store: str, recorded: Mapping[str, Any]) -> str | None:
+        """Return what identifies the sentences of a store, or of several together, or None where one is gone."""
+        if "stores" not in recorded:
+            return self._sentences(store)
+        of_each = {name: self._sentences(name) for name in map(str, recorded["stores"])}
+        known = {name: digest for name, digest in of_each.items() if digest is not None}
+        return stores_digest(known) if known.keys() == of_each.keys() else None
 
     def statistics(self, path: Path, made_of: str, elsewhere: bool) -> str:
         """Say what is wrong with the file of statistics that a dataset depends on, if that is known.

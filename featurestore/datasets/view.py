@@ -12,18 +12,19 @@ import numpy as np
 
 from featurestore.datasets.alignment import Aligned, align
 from featurestore.datasets.described import about_X
-from featurestore.datasets.fingerprints import fingerprint, sentences_digest
+from featurestore.datasets.fingerprints import fingerprint, sentences_digest, stores_digest
 from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
 from featurestore.datasets.selected import Selected, controlled, select
 from featurestore.errors import DatasetError, SelectionError, StrategyError, lacking, some, spelled
 from featurestore.questions.choices import Choices
-from featurestore.questions.labels import Labels, read_labels, relabelled
+from featurestore.questions.labels import Labels, read_labels, relabelled, store_labels
 from featurestore.questions.rows import Condition, met
 from featurestore.ranges import format_numbers
 from featurestore.schema import ACTIVATIONS, HIDDEN_STATES
 from featurestore.splits import split as splits
 from featurestore.store.location import Location
+from featurestore.store.pooled import open_stores
 from featurestore.store.reading import open_store
 from featurestore.store.snapshot import store_name
 from featurestore.strategies import Option, Selection, check_feature, sae_layers, sae_position, sae_positions
@@ -32,35 +33,46 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from featurestore.datasets.dataset import Dataset
-    from featurestore.splits.split import Split, SplitOptions
+    from featurestore.splits.split import Split
 
     Array = np.ndarray[Any, Any]
 
 logger = logging.getLogger(__name__)
 
 
+def _opened(stores: Sequence[Location]) -> xr.Dataset:
+    if len(stores) == 1:
+        return open_store(stores[0], chunks={})
+    return open_stores(stores, chunks={})
+
+
 class StoreView:
-    """An open store.
+    """An open store, or several as one.
 
     Parameters
     ----------
-    store : Path or ReadOnlyPath
-        The store.
+    store : Path or ReadOnlyPath, or a sequence of them
+        The store; of several, what `open_stores` makes of them.
     outline : xarray.Dataset, optional
         What it will hold, if it is not there yet, or not up to date (see `featurestore.store.outline.outline`).
 
     Attributes
     ----------
+    path : str
+        Of the store, or of each, for messages.
+    names : tuple of str
+        Of the stores, without their folders.
     readable : bool
         Whether there are values to read, not only an outline of them.
     ds : xarray.Dataset
         Its content, lazy.
     sentences : ndarray, (n,) int64
-        The sentence_index of each sentence.
+        The sentence_index of each sentence; of several stores, its number among all of theirs.
     digests : ndarray, (n,) of str
         The digest of its content.
     digest : str
-        SHA-256 over the sentence_index and content digest of all sentences, as hex digits.
+        SHA-256 over the sentence_index and content digest of all sentences, as hex digits; of several stores, over
+        their names and digests.
 
     Raises
     ------
@@ -70,10 +82,12 @@ class StoreView:
         If it has no sentence.
     """
 
-    def __init__(self, store: Location, outline: xr.Dataset | None = None) -> None:
-        self.path = store
+    def __init__(self, store: Location | Sequence[Location], outline: xr.Dataset | None = None) -> None:
+        stores = store if isinstance(store, Sequence) else [store]
+        self.path = " and ".join(map(str, stores))
+        self.names = tuple(map(store_name, stores))
         self.readable = outline is None
-        self.ds = open_store(store, chunks={}) if outline is None else outline
+        self.ds = _opened(stores) if outline is None else outline
         for coord in self.ds.coords.values():
             if coord.ndim == 1 and isinstance(coord.data, np.ndarray):  # of more dims they are lazy
                 coord.data.flags.writeable = False  # all strategies see the same
@@ -81,18 +95,33 @@ class StoreView:
         if len(self.sentences) == 0:
             raise SelectionError(f"{store}: holds no sentences yet; ingest some first")
         self.digests = self.ds["source_digest"].values
-        self.digest = sentences_digest(self.sentences, self.digests)
+        self.digest = self._digest()
         self._aligned: dict[str, Aligned] = {}
         self._selected: dict[str, Selected] = {}
         self._warned: set[str] = set()
         self._rankings: dict[tuple[Any, ...], list[Target]] = {}
         self._labels: dict[str, Labels] = {}
-        self._splits: dict[tuple[SplitOptions, str | None], Split] = {}
+        self._splits: dict[tuple[Any, ...], Split] = {}
 
     @property
     def name(self) -> str:
-        """Name of the store, without its folder."""
-        return store_name(self.path)
+        """Name of the store, or of all."""
+        return "+".join(self.names)
+
+    def _digest(self) -> str:
+        if len(self.names) == 1:
+            return sentences_digest(self.sentences, self.digests)
+        indices, stores = self.ds["sentence_index"].values, self.ds["store"].values
+        of_each = {name: sentences_digest(indices[stores == name], self.digests[stores == name]) for name in self.names}
+        return stores_digest(of_each)
+
+    def about(self, sentences: Array, name: str, stores: str) -> dict[str, Array]:
+        """Say which sentences these are, as metadata: by their sentence_index, and of several stores by their store."""
+        if len(self.names) == 1:
+            return {name: sentences}
+        order = np.argsort(self.sentences)
+        at = order[np.searchsorted(self.sentences, sentences, sorter=order)]
+        return {name: self.ds["sentence_index"].values[at], stores: self.ds["store"].values[at].astype(str)}
 
     def select(self, plan: Plan) -> Selected:
         """Return X and y of a plan, lazy.
@@ -109,12 +138,12 @@ class StoreView:
         if plan.selection not in self._selected:
             aligned, choices = self._align(plan), plan.choices
             with lacking(self.path):
-                selected = select(aligned, choices, self.ds, self.population(choices))
+                selected = select(aligned, choices, self.ds, self.population(plan))
                 self._selected[plan.selection] = controlled(selected, choices.control, plan.seed, self.ds)
         return self._selected[plan.selection]
 
     def _align(self, plan: Plan) -> Aligned:
-        key = repr((plan.called, plan.choices.labels_from, plan.choices.classes))
+        key = repr((plan.called, plan.choices.y, plan.choices.labels_from, plan.choices.classes))
         if key not in self._aligned:
             selection = self._selection(plan)
             try:
@@ -129,8 +158,7 @@ class StoreView:
             for option in plan.strategy.options:
                 if option.name in plan.arguments:
                     self.check_option(option, plan.arguments[option.name])
-            ds = relabelled(self.ds, self.labels(plan.choices), plan.choices.classes)
-            return plan.strategy.select(ds.copy(), **plan.arguments)
+            return plan.strategy.select(self.labelled(plan.choices).copy(), **plan.arguments)
         except SelectionError as error:
             raise SelectionError(f"{self.path}: {error}") from None
         except SystemExit as stop:
@@ -153,9 +181,32 @@ class StoreView:
             self._labels[source] = read_labels(self.ds, source)
         return self._labels[source]
 
+    def outcomes(self, choices: Choices) -> Labels | None:
+        """Return the labels that are predicted in place of the store's, if there are any: those, or the stores.
+
+        Raises
+        ------
+        ParameterError
+            If it is to be the store, and there is but one.
+        """
+        return store_labels(self.ds, self.names) if choices.y == "store" else self.labels(choices)
+
     def labelled(self, choices: Choices) -> xr.Dataset:
-        """Return the store with the labels that are used, before they are mapped to classes."""
-        return relabelled(self.ds, self.labels(choices), None)
+        """Return the store with the labels that are predicted, mapped to classes, as strategies and rankings see it."""
+        return relabelled(self.ds, self.outcomes(choices), choices.classes)
+
+    def population(self, plan: Plan) -> Array:
+        """Tell which sentences may be rows, (n,) bool.
+
+        Those that meet all conditions, have one of the classes, and if they are for testing have no near-duplicate
+        among those for training.
+        """
+        choices = plan.choices
+        chosen = met(relabelled(self.ds, self.labels(choices), None), choices.where)
+        if choices.classes:
+            chosen = chosen & self.labelled(choices)["has_label"].values
+        divided = self.split(plan)
+        return chosen & ~divided.out if divided else chosen
 
     def those_of(self, sentences: Array) -> Condition | None:
         """Return the condition that leaves some sentences; none if these are all there are.
@@ -173,13 +224,6 @@ class StoreView:
         return (
             None if len(sentences) == len(self.sentences) else Condition("sentence", tuple(np.sort(sentences).tolist()))
         )
-
-    def population(self, choices: Choices) -> Array:
-        """Tell which sentences may be rows, (n,) bool: those that meet all conditions, and have one of the classes."""
-        chosen = met(self.labelled(choices), choices.where)
-        if choices.classes:
-            chosen = chosen & relabelled(self.ds, self.labels(choices), choices.classes)["has_label"].values
-        return chosen
 
     def check(self, plan: Plan) -> None:
         """Check a plan against the store, without reading what is to be built.
@@ -252,12 +296,12 @@ class StoreView:
 
         By the labels and the split of a plan, once for all that ask for the same.
         """
-        labels_from, classes = plan.choices.labels_from, plan.choices.classes
-        key = (by, tuple(layers), top, rows.tobytes(), plan.split, labels_from, classes, min_active)
+        choices = plan.choices
+        labels = choices.y, choices.labels_from, choices.classes
+        key = (by, tuple(layers), top, rows.tobytes(), plan.split, labels, min_active)
         if key not in self._rankings:
             counted = self.training_rows(plan) & np.isin(np.arange(len(self.sentences)), rows)
-            ds = relabelled(self.ds, self.labels(plan.choices), classes)
-            self._rankings[key] = rank(ds, by, layers, top, counted, min_active)
+            self._rankings[key] = rank(self.labelled(choices), by, layers, top, counted, min_active)
         return self._rankings[key]
 
     def split(self, plan: Plan) -> Split | None:
@@ -272,11 +316,11 @@ class StoreView:
         """
         if plan.split is None:
             return None
-        key = plan.split, plan.choices.labels_from
+        key = plan.split, plan.choices.y, plan.choices.labels_from
         if key not in self._splits:
+            labels = self.outcomes(plan.choices)  # before they are mapped, so that sides do not depend on classes
             with lacking(self.path):
-                divided = splits.split(self.labelled(plan.choices), plan.split)
-            labels = self.labels(plan.choices)
+                divided = splits.split(relabelled(self.ds, labels, None), plan.split)
             self._splits[key] = replace(divided, stratified_by=f"the labels {labels.column}") if labels else divided
         return self._splits[key]
 

@@ -11,7 +11,7 @@ from featurestore.errors import ParameterError, brief, spelled
 from featurestore.questions.labels import Classes, read_classes
 from featurestore.questions.rows import Condition, read_where, where_json
 from featurestore.questions.tokens import FINAL, Tokens
-from featurestore.schema import COMBINATIONS, CONTROLS
+from featurestore.schema import COMBINATIONS, CONTROLS, OUTCOMES
 
 
 def _flag(name: str, value: object) -> bool:
@@ -52,6 +52,7 @@ _FORMS = {
     "special": _Form(_flag, bool),
     "combine": _Form(partial(_word, COMBINATIONS)),
     "target_tokens": _Form(_tokens),
+    "y": _Form(partial(_word, OUTCOMES)),
     "labels_from": _Form(_table, lambda text: text.rpartition(":")[2].strip()),
     "classes": _Form(lambda _, value: read_classes(value)),
     "control": _Form(partial(_word, CONTROLS)),
@@ -81,6 +82,8 @@ class Choices:
         What becomes of several layers, one of `featurestore.schema.COMBINATIONS`.
     target_tokens : Tokens
         Of y; by default the final one, or with a row for each token its own.
+    y : str
+        What a concept strategy predicts: ``"label"``, or of several stores ``"store"``.
     labels_from : str or None
         ``FILE.csv:COLUMN``.
     classes : Classes or None
@@ -95,6 +98,7 @@ class Choices:
     special: bool = False
     combine: str = COMBINATIONS[0]
     target_tokens: Tokens = FINAL
+    y: str = OUTCOMES[0]
     labels_from: str | None = None
     classes: Classes | None = None
     control: str | None = None
@@ -118,6 +122,8 @@ class Choices:
         if target_tokens.how == "all" and not own:
             expected = f"expected {spelled('tokens', 'all')} with it, found {spelled('tokens', str(tokens))}"
             raise ParameterError(f"{spelled('target_tokens', 'all')}: {expected}; choose a row for each token, or one")
+        if read.get("y") == "store" and "labels_from" in read:
+            raise ParameterError(f"{spelled('y', 'store')} and {spelled('labels_from')}: expected one y; leave one out")
         if max(tokens.needed, target_tokens.needed) == 0:
             read |= {"special": False, "drop_short": False}
         return cls(**read)

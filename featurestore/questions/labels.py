@@ -106,6 +106,23 @@ def read_labels(ds: xr.Dataset, labels_from: str) -> Labels:
     )
 
 
+def store_labels(ds: xr.Dataset, names: Sequence[str]) -> Labels:
+    """Return the store of each sentence as its label, numbered in the order of the names.
+
+    Raises
+    ------
+    ParameterError
+        If there is but one.
+    """
+    if len(names) < 2:
+        raise ParameterError(
+            f"{spelled('y', 'store')}: expected several stores to tell apart, found one; name one more"
+        )
+    numbers = {name: number for number, name in enumerate(names)}
+    values = np.array([numbers[name] for name in ds["store"].values.tolist()], np.int64)
+    return Labels(values=values, has=np.ones(len(values), np.bool_), names=tuple(names), column="store", digest="")
+
+
 @dataclass(frozen=True)
 class Classes:
     """Labels mapped to the classes of a dataset; equal where the mappings are.

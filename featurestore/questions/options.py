@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from featurestore.schema import COMBINATIONS, CONTROLS
+from featurestore.schema import COMBINATIONS, CONTROLS, OUTCOMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,11 @@ OPTIONS = {
         question="y",
         form=_TOKENS,
         help="Tokens of an activation that is y.  [default: final; with a row for each token, its own]",
+    ),
+    "y": Option(
+        question="y",
+        words=OUTCOMES,
+        help=f"What is predicted as the concept: of several stores, also which it is.  [default: {OUTCOMES[0]}]",
     ),
     "labels_from": Option(
         question="y",

@@ -18,7 +18,7 @@ from featurestore.questions.choices import Choices, read_choice
 from featurestore.questions.options import OPTIONS
 from featurestore.ranges import parse_numbers
 from featurestore.recipes.nodes import Faults, Node
-from featurestore.recipes.targets import ALL, TARGET, Ranking, Targets, checked, read_targets
+from featurestore.recipes.targets import ALL, TARGET, Listed, Ranking, Targets, checked, read_targets
 from featurestore.schema import CONTROLS, NORMALIZATIONS
 from featurestore.strategies import NUMBER, Option, Strategy, get_strategy
 
@@ -74,7 +74,7 @@ class Entry:
         What X and y are.
     alternatives : mapping of str to Node
         Values for each option.
-    targets : list of (Node, Target), Ranking, or None
+    targets : Listed, OfStores, Ranking, or None
         The features to predict, or how to find them, where they are not among the alternatives.
     choices : tuple of Choices
         What else X and y are.
@@ -82,8 +82,6 @@ class Entry:
         Normalizations; None stands for the default.
     controls : tuple of str or None
         What is built in place of each dataset; None stands for itself.
-    files : tuple of File
-        That of the ranking, if there is one.
     """
 
     node: Node
@@ -93,38 +91,30 @@ class Entry:
     choices: tuple[Choices, ...]
     methods: tuple[str | None, ...]
     controls: tuple[str | None, ...]
-    files: tuple[File, ...]
 
     def plans(self, view: StoreView, shared: Shared) -> Iterator[Plan]:
         """Expand the product for one store."""
         known = {option.name: option for option in self.strategy.options}
         values = [_values(known[name], node, view) for name, node in self.alternatives.items()]
-        n_targets = self.targets.top if isinstance(self.targets, Ranking) else len(self.targets or [{}])
+        targets = self.targets and self.targets.of(view)
+        n_targets = targets.top if targets else 1
         lists = [*values, self.choices, self.methods, self.controls]
         if (n := n_targets * math.prod(map(len, lists))) > MAX_DATASETS:
             raise self.node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
-        if isinstance(self.targets, Ranking) and not view.readable:
+        if isinstance(targets, Ranking) and not view.readable:
             what = "%s: %d datasets are of features that can only be ranked once it is ingested"
             logger.info(what, view.name, n)
             return
         called = [dict(zip(self.alternatives, one, strict=True)) for one in product(*values)]
-        files = [[*shared.files, *tables(labels_from=one.labels_from), *self.files] for one in self.choices]
+        ranking = targets.files if targets else ()
+        files = [[*shared.files, *tables(labels_from=one.labels_from), *ranking] for one in self.choices]
         chosen = [
             partial(self._plan, shared, used, choices, options)
             for options, (choices, used) in product(called, zip(self.choices, files, strict=True))
         ]
-        for plan_of in chosen if self.targets is None else self._each_target(self.targets, chosen, view):
+        for plan_of in _each_target(targets, chosen, view) if targets else chosen:
             for method, control in product(self.methods, self.controls):
                 yield plan_of(method=method, control=control)
-
-    def _each_target(
-        self, targets: Targets, chosen: Sequence[Callable[..., Plan]], view: StoreView
-    ) -> Iterator[Callable[..., Plan]]:
-        """Complete all that is chosen by the first target, then by the next."""
-        of_each = [targets.find(view, plan_of) if isinstance(targets, Ranking) else targets for plan_of in chosen]
-        for located in zip(*of_each, strict=True):
-            for plan_of, (node, target) in zip(chosen, located, strict=True):
-                yield partial(plan_of, checked(node, target, view))
 
     def _plan(
         self,
@@ -149,6 +139,15 @@ class Entry:
         )
 
 
+def _each_target(
+    targets: Listed | Ranking, chosen: Sequence[Callable[..., Plan]], view: StoreView
+) -> Iterator[Callable[..., Plan]]:
+    """Complete all that is chosen by the first target, then by the next."""
+    for located in zip(*(targets.find(view, plan_of) for plan_of in chosen), strict=True):
+        for plan_of, (node, target) in zip(chosen, located, strict=True):
+            yield partial(plan_of, checked(node, target, view))
+
+
 def read_entry(node: Node, usual: Usual, *, min_active: int, drop_nonfinite: bool) -> Entry:
     """Read an entry, and check all that can be checked without a store; for the rest see `Recipe`.
 
@@ -168,10 +167,9 @@ def read_entry(node: Node, usual: Usual, *, min_active: int, drop_nonfinite: boo
         with faults.collected(item):
             first[name] = _values(options[name], item, None)[0]
     targets: Targets | None = None
-    files: list[File] = []
     if "targets" in given:
         with faults.collected(given["targets"]):
-            targets, files = read_targets(given["targets"], min_active=min_active, drop_nonfinite=drop_nonfinite)
+            targets = read_targets(given["targets"], min_active=min_active, drop_nonfinite=drop_nonfinite)
             if both := [name for name in (*TARGET, "average_l0") if name in alternatives]:
                 raise given["targets"].error(f"targets together with {' and '.join(both)}; name targets in one way")
         first |= dict.fromkeys(TARGET, 0)
@@ -190,7 +188,6 @@ def read_entry(node: Node, usual: Usual, *, min_active: int, drop_nonfinite: boo
         choices=tuple(dict.fromkeys(choices)),
         methods=own.methods,
         controls=(None, *own.controls),
-        files=tuple(files),
     )
 
 

@@ -63,7 +63,7 @@ def jobs_of(study: Recipe, view: StoreView, journal: Journal, *, force: bool) ->
         As `Recipe.plans`.
     """
     for plan in study.plans(view):
-        output = default_output(view.path, plan, study.output)
+        output = default_output(view.name, plan, study.output)
         state = _state(output, view, plan, journal)
         yield Job(
             store=view.name,

@@ -42,6 +42,10 @@ def recipe_schema() -> dict[str, Any]:
                 "stores": _described(
                     _one_or_more({"type": "string"}), "Stores, also as zips or URLs, or folders of sentence NPZs."
                 ),
+                "pool": _described(
+                    {"type": "array", "items": {"type": "string"}, "minItems": 2},
+                    "Several stores of which datasets are built as of one.",
+                ),
                 "datasets": _described(_one_or_more(_entry(strategies)), "What is built of each store."),
                 **_usual(),
                 "split": _split(),
@@ -57,8 +61,9 @@ def recipe_schema() -> dict[str, Any]:
                 ),
                 "output": _described({"type": "string"}, f"Folder of the datasets; {DATASETS} if left out."),
             },
-            required=["stores", "datasets"],
+            required=["datasets"],
         ),
+        "anyOf": [{"required": ["stores"]}, {"required": ["pool"]}],
     }
 
 
@@ -104,7 +109,12 @@ def _value(option: Option) -> dict[str, Any]:
 
 def _targets() -> dict[str, Any]:
     pair = {"type": "array", "prefixItems": [_INTEGER, _INTEGER, _SIMPLE[NUMBER]], "minItems": 2, "maxItems": 3}
-    ranked = _object({"ranked": {"type": "string", "description": "A ranked_features.csv."}, "top": _COUNT}, ["ranked"])
+    file = {"type": "string"}
+    files = {"anyOf": [file, {"type": "object", "additionalProperties": file}]}
+    ranked = _object(
+        {"ranked": _described(files, "A ranked_features.csv, or one for each store by its name."), "top": _COUNT},
+        ["ranked"],
+    )
     ranking = _object(
         {
             "rank_by": {"enum": list(RANKINGS)},
@@ -128,7 +138,16 @@ def _split() -> dict[str, Any]:
     share = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
     folds = {"type": "integer", "minimum": 2}
     return _described(
-        _object({"test_size": share, "folds": folds, "seed": _INTEGER, "group_by": {"type": "string"}}, []),
+        _object(
+            {
+                "test_size": share,
+                "test_store": {"type": "string"},
+                "folds": folds,
+                "seed": _INTEGER,
+                "group_by": {"type": "string"},
+            },
+            [],
+        ),
         "Divide the sentences without leakage; the normalization is fitted on the training rows.",
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurestore.datasets.build import named_store
 from featurestore.datasets.dataset import Dataset, load_dataset
 from featurestore.datasets.journal import File, statistics_file, tables
 from featurestore.datasets.plans import Plan, read_seed, split_options
@@ -32,8 +33,8 @@ class Recipe:
 
     Attributes
     ----------
-    stores : tuple of Node
-        Paths of stores, or of folders of sentence NPZs, or URLs of stores.
+    stores, pool : tuple of Node
+        Paths of stores, or of folders of sentence NPZs, or URLs of stores: each by itself, and all as one.
     entries : tuple of Entry
         What is built of each.
     shared : Shared
@@ -48,6 +49,7 @@ class Recipe:
     """
 
     stores: tuple[Node, ...]
+    pool: tuple[Node, ...]
     entries: tuple[Entry, ...]
     shared: Shared
     output: Path
@@ -100,7 +102,9 @@ def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
 
 def _recipe(root: Node) -> Recipe:
-    given = root.mapping(KEYS, required=("stores", "datasets"))
+    given = root.mapping(KEYS, required=("datasets",))
+    if "stores" not in given and "pool" not in given:
+        raise root.error("expected stores, each of which is built from, or pool, which are built from as one")
     faults = Faults()
     read: dict[str, Any] = {}
     for key in [*(key for key in given if key != "datasets"), "datasets"]:  # which need the plugins
@@ -121,7 +125,8 @@ def _recipe(root: Node) -> Recipe:
     faults.check()
     stats_from, statistics = read.get("stats_from", (None, ()))
     return Recipe(
-        stores=read["stores"],
+        stores=read.get("stores", ()),
+        pool=read.get("pool", ()),
         entries=tuple(entries),
         shared=Shared(
             drop_nonfinite=drop_nonfinite,
@@ -155,15 +160,24 @@ def _stores(node: Node) -> tuple[Node, ...]:
     return tuple(store if is_url(store.value) else replace(store, value=str(store.path())) for store in node.items())
 
 
+def _pool(node: Node) -> tuple[Node, ...]:
+    if len(stores := _stores(node)) < 2:
+        raise node.error("expected several stores, found one; name it in stores")
+    return stores
+
+
 def _split(node: Node) -> SplitOptions:
     given = node.mapping(SPLIT)
+    options: dict[str, Any] = {}
     for name, item in given.items():  # each by itself, so that an error has its place
         with item.located():
-            split_options(**({"test_size": 0.5} | {name: item.plain()}))
+            options[name] = named_store(item.text()) if name == "test_store" else item.plain()
+            divided: dict[str, Any] = {} if name == "test_store" else {"test_size": 0.5}
+            split_options(**divided | {name: options[name]})
     with node.located():
-        split = split_options(**{name: item.plain() for name, item in given.items()})
+        split = split_options(**options)
     if split is None:
-        raise node.error("expected test_size, folds or both, found nothing")
+        raise node.error("expected test_size, test_store or folds, found nothing")
     return split
 
 
@@ -184,6 +198,7 @@ def _problems(node: Node) -> str:
 _READERS: dict[str, Callable[[Node], Any]] = {
     "plugins": _load_plugins,
     "stores": _stores,
+    "pool": _pool,
     "datasets": Node.items,
     "split": _split,
     "seed": _seed,

@@ -11,8 +11,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurestore.datasets import preflight, workers
 from featurestore.datasets.assembly import assemble
@@ -26,9 +27,12 @@ from featurestore.recipes.jobs import Job, check_outputs, jobs_of
 from featurestore.recipes.recipe import Recipe, load_recipe
 from featurestore.schema import Progress
 from featurestore.store.ingest import find_store, store_path
-from featurestore.store.location import StorageOptions, checked_options, location
+from featurestore.store.location import Location, StorageOptions, checked_options, location
 from featurestore.store.outline import outline
 from featurestore.store.snapshot import is_store
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 logger = logging.getLogger(__name__)
 
@@ -124,24 +128,37 @@ def sweep(
 def _opened(
     study: Recipe, dry_run: bool, wait: bool, storage_options: StorageOptions, progress: Progress
 ) -> list[StoreView]:
-    """Open the stores; for a dry run, folders that are not ingested yet are only scanned."""
+    """Open the stores, and those of the pool as one; for a dry run, folders not ingested yet are only scanned."""
+
+    @cache
+    def found(text: str) -> tuple[Location, xr.Dataset | None]:
+        source = location(text, storage_options if is_url(text) else None)
+        if not dry_run:
+            return find_store(source, wait=wait, progress=progress), None
+        scanned = outline(source, progress=progress)
+        # Without an outline it is up to date, and nothing is written beside it.
+        return source if scanned is None and is_store(source) else store_path(text), scanned
+
     views: dict[str, StoreView] = {}
     for node in study.stores:
         with node.located():
-            source = location(node.text(), storage_options if is_url(node.text()) else None)
-            scanned = outline(source, progress=progress) if dry_run else None
-            if not dry_run:
-                view = StoreView(find_store(source, wait=wait, progress=progress))
-            elif scanned is None:  # up to date, and nothing is written beside it
-                view = StoreView(source if is_store(source) else store_path(node.text()))
-            else:
-                view = StoreView(store_path(node.text()), scanned)
-                found = "%s is not ingested yet, or not wholly: its %d sentences are scanned, their values not checked"
-                logger.info(found, node.text(), len(view.sentences))
+            view = StoreView(*found(node.text()))
+        if not view.readable:
+            what = "%s is not ingested yet, or not wholly: its %d sentences are scanned, their values not checked"
+            logger.info(what, node.text(), len(view.sentences))
         if view.name in views:
             raise node.error(f"a second store of the name {view.name}, whose datasets would have the same names")
         views[view.name] = view
-    return list(views.values())
+    pooled = []
+    for node in study.pool:
+        with node.located():
+            store, scanned = found(node.text())
+        if scanned is not None:
+            raise node.error(
+                "is not ingested yet, or not wholly, and so cannot be one of several stores; ingest it first"
+            )
+        pooled.append(store)
+    return [*views.values(), *([StoreView(pooled)] if pooled else [])]
 
 
 def _probed(view: StoreView, jobs: Sequence[Job]) -> list[tuple[Job, Probed | None]]:

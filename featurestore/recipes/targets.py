@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from featurestore.datasets.journal import File, tables
 from featurestore.datasets.ranking import RANKINGS, Target, read_ranked
-from featurestore.errors import SelectionError, brief, spelled
+from featurestore.errors import SelectionError, brief, lacking, some, spelled
 from featurestore.ranges import Numbers, integer, numbers
 from featurestore.recipes.nodes import Node
 from featurestore.strategies import sae_layers
@@ -27,6 +27,58 @@ TARGET = ("target_layer", "target_feature")
 
 Located = tuple[Node, Target]
 """A target, and where it stands in the recipe."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Listed:
+    """Features that are named, in the recipe or a file.
+
+    Attributes
+    ----------
+    targets : tuple of (Node, Target)
+        The features.
+    files : tuple of File
+        Where they were read, if from a file.
+    """
+
+    targets: tuple[Located, ...]
+    files: tuple[File, ...] = ()
+
+    @property
+    def top(self) -> int:
+        """How many."""
+        return len(self.targets)
+
+    def of(self, _: StoreView) -> Listed:
+        """Return those of a store: the same of all."""
+        return self
+
+    def find(self, _view: StoreView, _plan_of: Callable[[Target], Plan]) -> Sequence[Located]:
+        """Return them."""
+        return self.targets
+
+
+@dataclass(frozen=True, eq=False)
+class OfStores:
+    """Features that are named for each store by itself.
+
+    Attributes
+    ----------
+    node : Node
+        Where they stand.
+    by_store : mapping of str to Listed
+        Those of each store, by its name.
+    """
+
+    node: Node
+    by_store: Mapping[str, Listed]
+
+    def of(self, view: StoreView) -> Listed:
+        """Return those of a store; RecipeError if there are none."""
+        if view.name not in self.by_store:
+            found = f"found {some(self.by_store)}"
+            raise self.node.error(f"expected the ranking of each store by its name, also of {view.name}, {found}")
+        return self.by_store[view.name]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,8 +107,13 @@ class Ranking:
     layers: Numbers | None
     min_active: int
     drop_nonfinite: bool
+    files: tuple[File, ...] = ()
 
-    def find(self, view: StoreView, plan_of: Callable[[Target], Plan]) -> list[Located]:
+    def of(self, _: StoreView) -> Ranking:
+        """Return that of a store: the same of all."""
+        return self
+
+    def find(self, view: StoreView, plan_of: Callable[[Target], Plan]) -> Sequence[Located]:
         """Rank the features of a store, by the training rows if there is a split.
 
         Only sentences that are rows of the plan of one, and are not dropped, count; which these are must not depend on
@@ -76,11 +133,11 @@ class Ranking:
         return [(self.node, target) for target in found]
 
 
-Targets = list[Located] | Ranking
+Targets = Listed | OfStores | Ranking
 
 
-def read_targets(node: Node, *, min_active: int, drop_nonfinite: bool) -> tuple[Targets, list[File]]:
-    """Read the target features of an entry; also return the file of their ranking, if there is one.
+def read_targets(node: Node, *, min_active: int, drop_nonfinite: bool) -> Targets:
+    """Read the target features of an entry.
 
     Raises
     ------
@@ -91,17 +148,17 @@ def read_targets(node: Node, *, min_active: int, drop_nonfinite: bool) -> tuple[
     """
     match node.value:
         case list():
-            return [(pair, _pair(pair)) for pair in node.items()], []
+            return Listed(targets=tuple((pair, _pair(pair)) for pair in node.items()))
         case {"ranked": _}:
-            return _of_file(node)
+            return _of_files(node)
         case dict():
-            return _ranking(node, min_active, drop_nonfinite), []
+            return _ranking(node, min_active, drop_nonfinite)
     raise node.error(f"expected [layer, feature] pairs, or ranked: FILE.csv, or rank_by, found {brief(node.plain())}")
 
 
 def checked(node: Node, target: Target, view: StoreView) -> Target:
     """Check a target, and say of which SAE it is only as far as that tells anything."""
-    with node.located():
+    with node.located(), lacking(view.path):
         view.check_target(target)
     return with_sae(target, view)
 
@@ -124,13 +181,19 @@ def _pair(node: Node) -> Target:
     return target | dict(zip(["average_l0"], pair[2:], strict=False))
 
 
-def _of_file(node: Node) -> tuple[list[Located], list[File]]:
+def _of_files(node: Node) -> Targets:
     given = node.mapping(["ranked", "top"])
     top = given["top"].count() if "top" in given else None
     ranked = given["ranked"]
-    with ranked.located():
-        targets = read_ranked(ranked.path(), top)
-    return [(ranked, target) for target in targets], tables(ranking=ranked.text())
+    if not isinstance(ranked.value, dict):
+        return _of_file(ranked, top)
+    return OfStores(ranked, {store: _of_file(file, top) for store, file in ranked.value.items()})
+
+
+def _of_file(node: Node, top: int | None) -> Listed:
+    with node.located():
+        targets = read_ranked(node.path(), top)
+    return Listed(targets=tuple((node, target) for target in targets), files=tuple(tables(ranking=node.text())))
 
 
 def _ranking(node: Node, min_active: int, drop_nonfinite: bool) -> Ranking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def sentence_cells(
     if not path or not column:
         raise ParameterError(f"{spelled(option)}: expected {expected}, found {brief(given)}")
     try:
-        key, named = _read(as_path(path), column, twice)
+        keys = ["sentence"] if "store" in ds.coords else [*_KEYS]  # of several stores an index names several sentences
+        key, named = _read(as_path(path), keys, column, twice)
     except ParameterError as error:
         raise ParameterError(f"{spelled(option)}: {error}") from error
     sentences = [str(value).strip() for value in ds[_KEYS[key]].values.tolist()]
@@ -63,10 +65,10 @@ def value_name(value: object) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _read(path: Path, column: str, twice: str) -> tuple[str, dict[str, str]]:
-    """Read a column, by sentence_index or else by text; return by which, and the cell of each sentence."""
+def _read(path: Path, keys: Sequence[str], column: str, twice: str) -> tuple[str, dict[str, str]]:
+    """Read a column, by the first of the keys that is there; return by which, and the cell of each sentence."""
     table = Table(path)
-    key = next((name for name in _KEYS if name in table.header), " or ".join(_KEYS))
+    key = next((name for name in keys if name in table.header), " or ".join(keys))
     named: dict[str, str] = {}
     for where, (name, cell) in table.rows([key, column]):
         sentence = str(whole_number(where, key, name)) if key == "sentence_index" else name

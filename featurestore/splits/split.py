@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ class SplitOptions:
         Number of folds, at least 2.
     seed : int
         Of the shuffling, at least 0.
+    test_store : str or None
+        Name of the store whose sentences are for testing, all others for training; of several stores alone. Test
+        sentences that belong together with a training sentence are left out.
     group_by : str or None
         What else belongs together: a coordinate of the sentences, such as ``n_tokens``, or ``FILE.csv:COLUMN``. An
         empty cell and NaN are no group, and 3 and 3.0 are the same.
@@ -40,19 +43,29 @@ class SplitOptions:
     Raises
     ------
     ParameterError
-        If one is of the wrong type or out of range, or neither `test_size` nor `folds` is given.
+        If one is of the wrong type or out of range, neither `test_size`, `folds` nor `test_store` is given, or
+        `test_size` and `test_store` are.
     """
 
     test_size: float | None = None
     folds: int | None = None
     seed: int = 0
     group_by: str | None = None
+    test_store: str | None = None
 
     def __post_init__(self) -> None:
         size: object = self.test_size
-        if size is None and self.folds is None:
+        if size is None and self.folds is None and self.test_store is None:
+            names = ("seed", "group_by", "test_size", "folds", "test_store")
+            raise ParameterError("{} and {} need {}, {} or {}".format(*map(spelled, names)))
+        if self.test_store is not None and not (isinstance(self.test_store, str) and self.test_store):
             raise ParameterError(
-                "{} and {} need {} or {}".format(*map(spelled, ("seed", "group_by", "test_size", "folds")))
+                f"{spelled('test_store')}: expected the name of a store, found {brief(self.test_store)}"
+            )
+        if self.test_store is not None and size is not None:
+            both = " and ".join(map(spelled, ("test_size", "test_store")))
+            raise ParameterError(
+                f"{both}: expected one of them, as each says which rows are for testing; leave one out"
             )
         number = isinstance(size, int | float | np.floating) and not isinstance(size, bool)
         if size is not None and not (number and 0 < size < 1):  # type: ignore[operator]
@@ -88,6 +101,8 @@ class Split:
         On which side each would be, numbered in any way, had the same split ignored near-duplicates.
     groups_digest : str
         SHA-256 of the sentences' groups, in hex; empty without `group_by`.
+    out : ndarray, (n,) bool
+        Test sentences that are left out, as they belong together with a training sentence, which is of another store.
     stratified_by : str
         What the labels are, if not those of the store.
     version : str
@@ -101,6 +116,7 @@ class Split:
     groups: NDArray[np.int64]
     careless: NDArray[np.int64]
     groups_digest: str
+    out: NDArray[np.bool_]
     stratified_by: str = ""
     version: str = ""
 
@@ -115,7 +131,8 @@ class Split:
 
         Sides are the test part, the training part, and each fold. Counted once, as every dataset records it.
         """
-        return int(np.count_nonzero(_torn(self.near, self.sides) | _torn(self.groups, self.sides)))
+        near, groups, sides = (values[~self.out] for values in (self.near, self.groups, self.sides))
+        return int(np.count_nonzero(_torn(near, sides) | _torn(groups, sides)))
 
     @property
     def report(self) -> str:
@@ -124,6 +141,7 @@ class Split:
 
     def report_of(self, kept: NDArray[np.bool_]) -> str:
         """Report on the sentences that a dataset keeps, (n,) bool, as `report` does on all."""
+        kept = kept & ~self.out
         train, near, groups = self.train[kept], self.near[kept], self.groups[kept]
         n, n_train, sides = len(train), np.count_nonzero(train), self.sides[kept]
         sizes, across = f"{n_train} sentences for training, {n - n_train} for testing", "training and testing"
@@ -133,8 +151,10 @@ class Split:
             across = "training, testing and folds"
         if self.stratified_by:
             sizes += f"; stratified by {self.stratified_by}"
-        if n < len(kept):
-            sizes += f"; {len(kept) - n} left out"
+        if apart := np.count_nonzero(self.out):
+            sizes += f"; {apart} test sentences left out, as near-duplicates (or of the group) of training sentences"
+        if n + apart < len(kept):
+            sizes += f"; {len(kept) - n - apart} left out"
         if alike := np.count_nonzero(_sizes(near) > 1):
             careless, leaking = (np.count_nonzero(_torn(near, where)) for where in (self.careless[kept], sides))
             found = f"{alike} sentences are nearly the same as another (near-duplicates): if that were ignored,"
@@ -185,13 +205,15 @@ def split(ds: xr.Dataset, options: SplitOptions) -> Split:
     named = [names[position] for position in order.tolist()]
     groups = _first_members(named)
     units = _connected(near, groups)
-    if len(np.unique(units)) < _n_sides(options):
+    is_test = None if options.test_store is None else _of_store(ds, options.test_store)[order]
+    out = np.zeros(len(units), np.bool_) if is_test is None else is_test & np.isin(units, units[~is_test])
+    if len(np.unique(units[~out])) < _n_sides(options):
         raise _impossible(units, options)
-    train, fold, again = _divide(units, label, options)
+    train, fold, again = _divide(units, label, options, is_test)
     sides = _sides(train, fold)
-    if not _met(sides, options):
+    if not _met(sides[~out], options):
         raise _impossible(units, options)
-    careless = _sides(*_divide(groups, label, options)[:2]) if len(np.unique(near)) < len(near) else sides
+    careless = _sides(*_divide(groups, label, options, is_test)[:2]) if len(np.unique(near)) < len(near) else sides
     changed = again or any(is_invisible(char) for one in text.tolist() if not one.isascii() for char in one)
     back = np.argsort(order)
     return Split(
@@ -201,16 +223,33 @@ def split(ds: xr.Dataset, options: SplitOptions) -> Split:
         groups=groups[back],
         careless=careless[back],
         groups_digest="" if options.group_by is None else _digest(sentence.tolist(), named),
+        out=out[back],
         version="2" if changed else "",
     )
 
 
+def _of_store(ds: xr.Dataset, name: str) -> NDArray[np.bool_]:
+    """Tell which sentences are of a store, one of several."""
+    asked = spelled("test_store", name)
+    if "store" not in ds.coords:
+        raise ParameterError(
+            f"{asked}: expected several stores, found one; name one more, or use {spelled('test_size')}"
+        )
+    stores: NDArray[Any] = ds["store"].values
+    if name not in (known := dict.fromkeys(stores.tolist())):
+        raise ParameterError(f"{asked}: expected the name of one of the stores, {', '.join(known)}")
+    return np.asarray(stores == name, np.bool_)
+
+
 def _divide(
-    units: NDArray[np.int64], labels: NDArray[np.int64], options: SplitOptions
+    units: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    options: SplitOptions,
+    is_test: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None, bool]:
     """Return the training rows, the folds, and whether the test part took a second attempt."""
     rng = np.random.default_rng(options.seed)
-    train, again = np.ones(len(units), np.bool_), False
+    train, again = np.ones(len(units), np.bool_) if is_test is None else ~is_test, False
     if options.test_size is not None:
         part, again = assign_two(units, labels, options.test_size, rng)
         train = part == 0
@@ -220,7 +259,7 @@ def _divide(
     # The largest unit goes to the first of equal parts: without the permutation always to the test part.
     shares = np.full(options.folds, 1 / options.folds)
     fold[train] = rng.permutation(options.folds)[assign(units[train], labels[train], shares, rng)]
-    return (train if options.test_size is not None else fold != 0), fold, again
+    return (fold != 0 if options.test_size is None and is_test is None else train), fold, again
 
 
 def _connected(near: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -260,7 +299,7 @@ def _torn(grouping: NDArray[np.int64], sides: NDArray[np.int64]) -> NDArray[np.b
 
 
 def _n_sides(options: SplitOptions) -> int:
-    return (options.folds or 1) + (options.test_size is not None)
+    return (options.folds or 1) + (options.test_size is not None or options.test_store is not None)
 
 
 def _met(sides: NDArray[np.int64], options: SplitOptions) -> bool:
@@ -275,7 +314,7 @@ def _met(sides: NDArray[np.int64], options: SplitOptions) -> bool:
 
 def _impossible(units: NDArray[np.int64], options: SplitOptions) -> SelectionError:
     n, largest = len(units), int(_sizes(units).max(initial=0))
-    sizes = {"test_size": options.test_size, "folds": options.folds}
+    sizes = {"test_size": options.test_size, "folds": options.folds, "test_store": options.test_store}
     asked = ", ".join(spelled(name, value) for name, value in sizes.items() if value is not None)
     if largest < 2:
         return SelectionError(f"{asked}: {n} sentences are too few; ask for fewer or larger parts, or ingest more")
