@@ -101,7 +101,7 @@ class Plan:
         return cls(
             strategy=chosen,
             arguments=chosen.arguments(options),
-            choices=choices,
+            choices=choices.fitting(strategy, sequences=chosen.sequences),
             normalize=normalize or NORMALIZATIONS[0],
             drop_nonfinite=drop_nonfinite,
             split=split,

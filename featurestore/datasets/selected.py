@@ -12,11 +12,11 @@ import numpy as np
 
 from featurestore.datasets import workers
 from featurestore.datasets.alignment import Aligned, representable
-from featurestore.errors import ParameterError, SelectionError, some, spelled
+from featurestore.errors import ParameterError, SelectionError, StrategyError, some, spelled
 from featurestore.questions import controls
 from featurestore.questions.combine import check_combinable, combined
 from featurestore.questions.lazy import by_chunk
-from featurestore.questions.tokens import Tokens, arranged, counted, each_token, of_rows, repeated
+from featurestore.questions.tokens import ALL, Tokens, arranged, counted, each_token, of_rows, repeated
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -88,7 +88,9 @@ class Selected:
         return np.all(workers.compute(parts), axis=0)
 
 
-def select(aligned: Aligned, choices: Choices, ds: xr.Dataset, population: Array) -> Selected:
+def select(
+    aligned: Aligned, choices: Choices, ds: xr.Dataset, population: Array, *, sequences: bool = False
+) -> Selected:
     """Make the rows of a dataset of what its strategy has selected. Lazy.
 
     Parameters
@@ -101,6 +103,8 @@ def select(aligned: Aligned, choices: Choices, ds: xr.Dataset, population: Array
         The store.
     population : ndarray, (n,) bool
         Which of its sentences may be rows.
+    sequences : bool
+        Whether each token is a row for the time being, of which sequences are made in the end.
 
     Raises
     ------
@@ -109,21 +113,22 @@ def select(aligned: Aligned, choices: Choices, ds: xr.Dataset, population: Array
     SelectionError
         If sentences have too few tokens, and are not to be left out.
     """
-    _check(aligned, choices)
+    _check(aligned, choices, sequences)
+    across = ALL if sequences else choices.tokens
     kept = population[aligned.positions]
-    counts, few = _tokens(aligned, choices, ds, kept)
+    counts, few = _tokens(aligned, choices, across, ds, kept)
     kept &= ~few
     positions, counts = aligned.positions[kept], counts[kept]
     X = combined(choices.combine, [of_rows(da.asarray(block.data), kept) for block in aligned.X])
     dims = [block.dims for block in aligned.X]
-    columns = [_rows(block, of, choices.tokens, choices.tokens, counts) for block, of in zip(X, dims, strict=False)]
+    columns = [_rows(block, of, across, across, counts) for block, of in zip(X, dims, strict=False)]
     y = of_rows(da.asarray(aligned.y.data), kept)
-    outcome = _rows(y, aligned.y.dims, choices.target_tokens, choices.tokens, counts)
+    outcome = _rows(y, aligned.y.dims, choices.target_tokens, across, counts)
     rows, tokens = np.arange(len(positions)), None
-    if choices.tokens.how == "all":
+    if across.how == "all":
         rows, at = each_token(counts)
         tokens = ds["token"].values[at]
-    calculated = choices.tokens.how == "mean" or choices.combine != "concat"
+    calculated = across.how == "mean" or choices.combine != "concat"
     real = tuple(_flat(_rounded(block) if calculated else _floating(block)) for block in columns)
     return Selected(
         aligned=aligned,
@@ -166,16 +171,16 @@ def _random_columns(seed: int, width: int, sentences: Array, tokens: Array | Non
     return controls.random_columns(sentences, tokens, width, seed)
 
 
-def _tokens(aligned: Aligned, choices: Choices, ds: xr.Dataset, kept: Array) -> tuple[Array, Array]:
+def _tokens(aligned: Aligned, choices: Choices, across: Tokens, ds: xr.Dataset, kept: Array) -> tuple[Array, Array]:
     """Return which tokens count, (k, T) bool, and which sentences that are kept have too few, (k,) bool."""
-    if not (needed := max(choices.tokens.needed, choices.target_tokens.needed)):
+    if not (needed := max(across.needed, choices.target_tokens.needed)):
         return np.zeros((len(kept), 1), bool), np.zeros(len(kept), bool)
     counts = counted(ds, special=choices.special)[aligned.positions]
     few = kept & (counts.sum(axis=1) < needed)
     if few.any() and not choices.drop_short:
         asked = " and ".join(
             spelled(name, str(one))
-            for name, one in (("tokens", choices.tokens), ("target_tokens", choices.target_tokens))
+            for name, one in (("tokens", across), ("target_tokens", choices.target_tokens))
             if one.needed == needed
         )
         found = (
@@ -195,8 +200,10 @@ def _rows(array: da.Array, dims: tuple[Any, ...], tokens: Tokens, rows: Tokens, 
     return repeated(array, counts) if rows.how == "all" and not own else array
 
 
-def _check(aligned: Aligned, choices: Choices) -> None:
+def _check(aligned: Aligned, choices: Choices, sequences: bool) -> None:
     """Refuse choices that the strategy has made itself."""
+    if sequences and not any("token" in block.dims for block in aligned.X):
+        raise StrategyError(f"X: expected the dim token, of which sequences are made, found {aligned.X[0].dims}")
     if choices.tokens.how != "final" and not any("token" in block.dims for block in aligned.X):
         raise ParameterError(_chosen("tokens", str(choices.tokens), "X", aligned.X[0]))
     if "target_tokens" in choices.given and "token" not in aligned.y.dims:

@@ -138,7 +138,8 @@ class StoreView:
         if plan.selection not in self._selected:
             aligned, choices = self._align(plan), plan.choices
             with lacking(self.path):
-                selected = select(aligned, choices, self.ds, self.population(plan))
+                population, sequences = self.population(plan), plan.strategy.sequences
+                selected = select(aligned, choices, self.ds, population, sequences=sequences)
                 self._selected[plan.selection] = controlled(selected, choices.control, plan.seed, self.ds)
         return self._selected[plan.selection]
 

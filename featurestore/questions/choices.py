@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -107,9 +107,6 @@ class Choices:
     def of(cls, given: Mapping[str, object]) -> Self:
         """Read what users give, by name; None counts as not given.
 
-        What has no effect is left out, so that it makes no other dataset: special tokens where only the final one
-        counts, and short sentences where none can be.
-
         Raises
         ------
         ParameterError
@@ -124,9 +121,26 @@ class Choices:
             raise ParameterError(f"{spelled('target_tokens', 'all')}: {expected}; choose a row for each token, or one")
         if read.get("y") == "store" and "labels_from" in read:
             raise ParameterError(f"{spelled('y', 'store')} and {spelled('labels_from')}: expected one y; leave one out")
-        if max(tokens.needed, target_tokens.needed) == 0:
-            read |= {"special": False, "drop_short": False}
         return cls(**read)
+
+    def fitting(self, strategy: str, *, sequences: bool) -> Self:
+        """Return what has an effect with a strategy, so that the rest makes no other dataset.
+
+        Special tokens have none where only the final one counts, nor short sentences, as none can be.
+
+        Raises
+        ------
+        ParameterError
+            If it makes sequences, which have all tokens, and others are asked for.
+        """
+        if sequences and self.tokens != FINAL:
+            found = f"found {spelled('tokens', str(self.tokens))}"
+            raise ParameterError(
+                f"{strategy}: expected no tokens, as its X has a dim of all of them, {found}; leave it out"
+            )
+        if sequences or max(self.tokens.needed, self.target_tokens.needed):
+            return self
+        return replace(self, special=False, drop_short=False)
 
     @cached_property
     def given(self) -> dict[str, Any]:

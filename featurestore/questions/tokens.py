@@ -70,7 +70,7 @@ class Tokens:
         return 0 if self.how == "final" else self.count
 
 
-FINAL = Tokens()
+FINAL, ALL = Tokens(), Tokens("all")
 
 
 def counted(ds: xr.Dataset, *, special: bool) -> Array:

@@ -88,6 +88,35 @@ def activation_to_concept(
     return Selection(X=X, y=ds["label"], densest=densest)
 
 
+@strategy("hidden-sequence-to-concept", one_of=("layer", "layers"), sequences=True)
+def hidden_sequence_to_concept(
+    ds: xr.Dataset,
+    *,
+    layer: Annotated[int | None, "The one layer of the hidden states that are X."] = None,
+    layers: Annotated[Numbers | None, "Layers whose hidden states are concatenated as X, such as 0-2,10,15-17."] = None,
+) -> Selection:
+    """Predict the concept label from the hidden states of all tokens, in reading order, for RNNs and transformers."""
+    return hidden_to_concept(ds, layer=layer, layers=layers)
+
+
+@strategy("activation-sequence-to-concept", one_of=("features", "densest"), sequences=True)
+def activation_sequence_to_concept(
+    ds: xr.Dataset,
+    *,
+    layer: Annotated[int, "Layer of the SAE whose activations are X.", SAE_LAYER],
+    average_l0: Annotated[
+        int | float | None, "Which SAE of the layer, by its average L0, where it has several."
+    ] = None,
+    features: Annotated[Numbers | None, "SAE features that are the columns of X, such as 5,100-103."] = None,
+    densest: Annotated[int | None, "So many features: those active in most tokens of training sentences."] = None,
+) -> Selection:
+    """Predict the concept label from the activations of some SAE features of all tokens, in reading order."""
+    if features is None:
+        return activation_to_concept(ds, layer=layer, average_l0=average_l0, densest=densest)
+    ds = labelled(ds)
+    return Selection(X=activations(ds, layer, average_l0).isel(feature=list(features)), y=ds["label"])
+
+
 @strategy("hidden-to-features")
 def hidden_to_features(
     ds: xr.Dataset,

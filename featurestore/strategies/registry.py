@@ -156,6 +156,8 @@ class Strategy:
         Its keyword-only parameters.
     one_of : tuple of str
         Options of which exactly one has to be given.
+    sequences : bool
+        Whether X keeps the tokens of a sentence in a dim of their own.
     version : int
         Of the values that a built-in strategy makes.
     file_digest : str
@@ -166,6 +168,7 @@ class Strategy:
     select: Callable[..., Selection]
     options: tuple[Option, ...]
     one_of: tuple[str, ...] = ()
+    sequences: bool = False
     version: int = 1
     file_digest: str = ""
     _source_digest: str = field(default="", repr=False)
@@ -224,7 +227,7 @@ _REGISTRY: dict[str, Strategy] = {}
 
 
 def strategy(
-    name: str, *, one_of: tuple[str, ...] = (), version: int = 1
+    name: str, *, one_of: tuple[str, ...] = (), sequences: bool = False, version: int = 1
 ) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
     """Register a strategy: a function of a dataset and annotated, keyword-only options.
 
@@ -234,6 +237,8 @@ def strategy(
         As in ``--strategy``.
     one_of : tuple of str
         Options of which exactly one has to be given.
+    sequences : bool
+        Whether X, in which the dim `token` is left, is to be (sentence, token, column), for models that read sequences.
     version : int
         Raised when a built-in strategy comes to make other values: fingerprints see it. Of others they see the code.
 
@@ -249,7 +254,7 @@ def strategy(
         known = _REGISTRY.get(name)
         if known and (known.select.__module__, known.select.__qualname__) != (select.__module__, select.__qualname__):
             raise StrategyError(f"strategy {name!r} is registered already, by {known.origin}; choose another name")
-        _REGISTRY[name] = _checked(name, select, one_of, version)
+        _REGISTRY[name] = _checked(name, select, one_of, bool(sequences), version)
         return select
 
     return register
@@ -266,7 +271,7 @@ def replace_all(strategies: Mapping[str, Strategy]) -> None:
     _REGISTRY.update(strategies)
 
 
-def _checked(name: str, select: Select, one_of: tuple[str, ...], version: int) -> Strategy:
+def _checked(name: str, select: Select, one_of: tuple[str, ...], sequences: bool, version: int) -> Strategy:
     """Make a strategy of a function, after checking all that a decorator can see."""
     if not isinstance(name, str) or not name.isprintable() or not name or name.startswith("-"):
         raise StrategyError(f"strategy {brief(name)}: expected a name of printable characters that starts with no dash")
@@ -284,7 +289,7 @@ def _checked(name: str, select: Select, one_of: tuple[str, ...], version: int) -
     if isinstance(one_of, str) or (unknown := [option for option in one_of if option not in optional]):
         found = one_of if isinstance(one_of, str) else ", ".join(map(str, unknown))
         raise StrategyError(f"strategy {name!r}: one_of: expected a tuple of options with defaults, found {found}")
-    return Strategy(name, select, options, tuple(one_of), version, _source_digest=_digest_of_source(select))
+    return Strategy(name, select, options, tuple(one_of), sequences, version, _source_digest=_digest_of_source(select))
 
 
 def _options(name: str, parameters: Sequence[inspect.Parameter], namespace: dict[str, Any]) -> tuple[Option, ...]:
