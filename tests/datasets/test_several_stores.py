@@ -109,7 +109,7 @@ def test_labels_by_text(work: Path) -> None:
     dataset = featurestore.build(["care", "harm"], "embedding-to-concept", labels_from="mood.csv:mood")
     assert dataset.y.tolist() == [index % 2 for _, index in ALL]
     Path("index.csv").write_text("\n".join(["sentence_index,mood", *(f"{i},{i % 2}" for i in range(9))]))
-    with pytest.raises(featurestore.ParameterError, match="labels_from=: index.csv: expected the column sentence"):
+    with pytest.raises(featurestore.ParameterError, match=r"labels_from=: index\.csv: expected the column sentence"):
         featurestore.build(["care", "harm"], "embedding-to-concept", labels_from="index.csv:mood")
 
 
