@@ -9,6 +9,7 @@ import numpy as np
 
 from featurestore.datasets import normalize, preflight
 from featurestore.datasets.dataset import Dataset
+from featurestore.datasets.described import about_X, about_y
 from featurestore.datasets.normalize import Normalization, Statistics
 from featurestore.datasets.raw import Loaded
 from featurestore.errors import NonFiniteError, SelectionError, some, spelled
@@ -134,7 +135,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
     view, plan, selected = loaded.view, loaded.plan, loaded.selected
     metadata: dict[str, Any] = {
         "strategy": plan.strategy.name,
-        **view.inputs(plan),
+        **about_X(plan, selected),
         "n_samples": len(rows),
         "sentence_indices": selected.sentences[rows],
     }
@@ -144,7 +145,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
         metadata["strategy_code"] = plan.strategy.code
     if selected.tokens is not None:
         metadata["token"] = selected.tokens[rows]
-    metadata |= view.outputs(plan)
+    metadata |= about_y(plan, selected, view.labels(plan.choices))
     if plan.choices.where:
         metadata["where"] = [str(condition) for condition in plan.choices.where]
     metadata |= {
