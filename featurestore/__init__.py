@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from featurestore.store.checks import Problem
     from featurestore.store.info import info
     from featurestore.store.ingest import ingest
+    from featurestore.store.pooled import open_stores
     from featurestore.store.reading import open_store
     from featurestore.store.verify import verify
     from featurestore.strategies import Selection, list_strategies, load_plugin, strategy
@@ -67,6 +68,7 @@ _HOMES = {
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
     "datasets.normalize": ["Normalization"],
+    "store.pooled": ["open_stores"],
     "store.reading": ["open_store"],
     "strategies": ["Selection", "list_strategies", "load_plugin", "strategy"],
     "recipes.sweep": ["Sweep", "sweep"],
@@ -109,6 +111,7 @@ __all__ = [
     "load_plugin",
     "onset",
     "open_store",
+    "open_stores",
     "report",
     "separability",
     "show",

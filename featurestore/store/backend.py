@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -15,10 +13,12 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from featurestore import memory
-from featurestore.errors import ParameterError, StoreError, TooLargeError, brief
+from featurestore.errors import ParameterError, TooLargeError, brief
 from featurestore.paths import as_path
+from featurestore.store.contents import Content, Readable, contents
+from featurestore.store.joined import Pool
 from featurestore.store.layout import ROOT
-from featurestore.store.location import ReadOnlyPath, StorageOptions, location, remedy
+from featurestore.store.location import ReadOnlyPath, StorageOptions, location
 from featurestore.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -35,13 +35,8 @@ _CHUNK_BYTES = 16 << 20
 _NOTICEABLE = 1 << 26
 """Bytes below which nobody asks how much memory there is."""
 
-_SHOWN_FIRST = ("label", "n_tokens", "text")
+_SHOWN_FIRST = ("label", "n_tokens", "sentence_index", "store", "text")
 """Coordinates that users look for: of many, xarray shows the first and the last ones."""
-
-_IS_TOKEN = "whether the sentence has a token here; beyond it all values are NaN"
-
-_AT_ONCE = 16
-"""Coordinates that are read at once where each takes its time to arrive."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,20 +66,21 @@ class FeatureStoreBackend(BackendEntrypoint):
         max_bytes: float | None = None,
         storage_options: StorageOptions | None = None,
     ) -> xr.Dataset:
-        """Label the arrays of a store, given by its path or URL or by a `Snapshot` of it; see `open_store`."""
-        if isinstance(filename_or_obj, Snapshot):
-            snapshot = filename_or_obj
+        """Label the arrays of a store, by its path, its URL or a `Snapshot` of it, or of a `Pool`; see `open_store`."""
+        store: Snapshot | Pool
+        if isinstance(filename_or_obj, Snapshot | Pool):
+            store = filename_or_obj
         else:
-            snapshot = Snapshot.read(location(filename_or_obj, storage_options))
-            warn_if_incomplete(snapshot)
+            store = Snapshot.read(location(filename_or_obj, storage_options))
+            warn_if_incomplete(store)
         dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
-        variables = _variables(snapshot, _checked_limit(max_bytes), dropped)
-        data = {name: variables.pop(name) for name in snapshot.data_arrays if name in variables}
+        variables = _variables(store, _checked_limit(max_bytes), dropped)
+        data = {name: variables.pop(name) for name in store.data_arrays if name in variables}
         coords = sorted(variables.items(), key=lambda item: (item[0] not in _SHOWN_FIRST, item[0]))
-        ds = xr.Dataset(data, dict(coords), snapshot.described)
+        ds = xr.Dataset(data, dict(coords), store.described)
         ds.set_close(_close)
-        if isinstance(snapshot.location, ReadOnlyPath):  # otherwise xarray notes it, but would with all of a URL
-            ds.encoding["source"] = snapshot.location.absolute
+        if isinstance(store.location, ReadOnlyPath):  # otherwise xarray notes it, but would with all of a URL
+            ds.encoding["source"] = store.location.absolute
         return ds
 
 
@@ -106,51 +102,33 @@ def _checked_limit(max_bytes: object) -> float | None:
     raise ParameterError(f"max_bytes: expected a number of bytes above 0, found {brief(max_bytes)}")
 
 
-def _variables(snapshot: Snapshot, max_bytes: float | None, dropped: set[str]) -> dict[str, xr.Variable]:
-    """Label the arrays: those along one dim are read, the others lazy."""
-    n_tokens = _checked_lengths(snapshot, snapshot.coord("n_tokens"))
-    chunks = _preferred_chunks(snapshot)
+def _variables(store: Snapshot | Pool, max_bytes: float | None, dropped: set[str]) -> dict[str, xr.Variable]:
+    """Label the arrays: those along one dim are in memory, the others lazy."""
+    found = store.contents(dropped) if isinstance(store, Pool) else contents(store, dropped)
+    chunks = _preferred_chunks(store)
 
-    def lazy(name: str, array: _Readable) -> indexing.LazilyIndexedArray:
-        return indexing.LazilyIndexedArray(_Guarded(array, f"{snapshot.location}: {name}", max_bytes))
-
-    flat = {name for name, one in snapshot.arrays.items() if len(one["shape"]) == 1}
-    data: dict[str, Any] = {"n_tokens": n_tokens.copy()}  # as users may change it
-    data |= _coords(snapshot, flat - {*data, *dropped})
-    for name in snapshot.arrays.keys() - flat - dropped:
-        data[name] = lazy(name, snapshot.array(name, n_tokens))
-    described = {name: (one["dimension_names"], one["attributes"]) for name, one in snapshot.arrays.items()}
-    if "is_token" not in dropped:
-        data["is_token"] = lazy("is_token", _IsToken(n_tokens, snapshot.sizes["token"]))
-        described["is_token"] = ("sentence", "token"), {"long_name": _IS_TOKEN}
-
-    def variable(name: str) -> xr.Variable:
-        dims, attributes = described[name]
+    def variable(name: str, content: Content) -> xr.Variable:
+        dims, values, attributes = content
+        if not isinstance(values, np.ndarray):
+            values = indexing.LazilyIndexedArray(_Guarded(values, f"{store.location}: {name}", max_bytes))
         encoding = {"preferred_chunks": {dim: chunks[dim] for dim in dims if dim in chunks}}
-        return xr.Variable(dims, data[name], attributes, encoding)
+        return xr.Variable(dims, values, attributes, encoding)
 
-    return {name: variable(name) for name in described if name in data and name not in dropped}
-
-
-def _coords(snapshot: Snapshot, names: set[str]) -> dict[str, NDArray[Any]]:
-    """Read coordinates, at once where it is the way to them that takes long."""
-    if isinstance(snapshot.location, Path):
-        return {name: snapshot.coord(name) for name in names}
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(snapshot.coord, names), strict=True))
+    return {name: variable(name, content) for name, content in found.items()}
 
 
-def _checked_lengths(snapshot: Snapshot, n_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Refuse lengths of sentences by which files would be looked for that need not be there, or not be missed."""
-    tokens = snapshot.sizes["token"]
-    if n_tokens.size and not (n_tokens.min() >= 1 and n_tokens.max() == tokens):
-        raise StoreError(
-            f"{snapshot.location}: n_tokens do not fit its {tokens} tokens: damaged; {remedy(snapshot.location)}"
-        )
-    return n_tokens
+def _preferred_chunks(store: Snapshot | Pool) -> dict[str, int | tuple[int, ...]]:
+    """Return the sizes of dask chunks along each dim, of all arrays; no chunk is of two stores."""
+    if isinstance(store, Snapshot):
+        return {**_chunk_sizes(store)}
+    of_first, sentences = _chunk_sizes(store.snapshots[0]), []
+    for snapshot in store.snapshots:
+        stops = [*range(0, snapshot.sizes["sentence"], _chunk_sizes(snapshot)["sentence"]), snapshot.sizes["sentence"]]
+        sentences += np.diff(stops).tolist()
+    return {**of_first, "sentence": tuple(sentences) or of_first["sentence"]}
 
 
-def _preferred_chunks(snapshot: Snapshot) -> dict[str, int]:
+def _chunk_sizes(snapshot: Snapshot) -> dict[str, int]:
     """Return the size of a dask chunk along each dim, of all arrays: many sentences, and little of everything else."""
     chunks: dict[str, int] = {}
     most = SENTENCES_PER_CHUNK
@@ -162,34 +140,10 @@ def _preferred_chunks(snapshot: Snapshot) -> dict[str, int]:
     return chunks | {"sentence": rows * max(1, most // rows)}
 
 
-class _Readable(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __getitem__(self, key: tuple[Index, ...], /) -> NDArray[Any]: ...
-
-
-class _IsToken:
-    """Whether each sentence has each token: calculated, (sentence, token) bool."""
-
-    dtype = np.dtype(bool)
-
-    def __init__(self, n_tokens: NDArray[np.int64], tokens: int) -> None:
-        self._n_tokens = n_tokens
-        self.shape = (len(n_tokens), tokens)
-
-    def __getitem__(self, key: tuple[Index, ...]) -> NDArray[np.bool_]:
-        from_end = np.arange(self.shape[1], 0, -1)
-        is_token: NDArray[np.bool_] = np.greater_equal.outer(self._n_tokens[key[0]], from_end[key[1]])
-        return is_token
-
-
 class _Guarded(BackendArray):
     """An array for xarray, which refuses to read more than the memory can hold."""
 
-    def __init__(self, array: _Readable, name: str, max_bytes: float | None) -> None:
+    def __init__(self, array: Readable, name: str, max_bytes: float | None) -> None:
         self._array, self._name, self._max_bytes = array, name, max_bytes
         self.shape, self.dtype = array.shape, array.dtype
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from featurestore.errors import ParameterError, brief, some
 from featurestore.paths import PathLike
+from featurestore.store.joined import Pool
 from featurestore.store.location import ReadOnlyPath, StorageOptions, location
 from featurestore.store.snapshot import Snapshot
 
@@ -89,8 +90,8 @@ def open_store(
     return labelled(snapshot, chunks=chunks, max_bytes=max_bytes)
 
 
-def labelled(snapshot: Snapshot, *, chunks: Chunks = None, max_bytes: float | None = None) -> xr.Dataset:
-    """Label the arrays of a store as it was committed; options as of `open_store`.
+def labelled(store: Snapshot | Pool, *, chunks: Chunks = None, max_bytes: float | None = None) -> xr.Dataset:
+    """Label the arrays of a store as it was committed, or of several; options as of `open_store`.
 
     Coordinates never are dask arrays: of text as such, xarray warns whenever it writes it, and cannot tell its size.
     """
@@ -99,14 +100,14 @@ def labelled(snapshot: Snapshot, *, chunks: Chunks = None, max_bytes: float | No
     from featurestore.store.backend import FeatureStoreBackend
 
     options: Any = {"engine": FeatureStoreBackend, "max_bytes": max_bytes}
-    ds = xr.open_dataset(snapshot, **options)  # type: ignore[arg-type]
+    ds = xr.open_dataset(store, **options)  # type: ignore[arg-type]
     for variable in ds.variables.values():
         if variable.ndim == 1:
             variable.load()  # in memory it is, and then it is shown
     if chunks is None:
         return ds
-    chunks = _checked_chunks(chunks, snapshot.sizes)
-    in_chunks = xr.open_dataset(snapshot, chunks=chunks, drop_variables=[*ds.coords], **options)  # type: ignore[arg-type]
+    chunks = _checked_chunks(chunks, store.sizes)
+    in_chunks = xr.open_dataset(store, chunks=chunks, drop_variables=[*ds.coords], **options)  # type: ignore[arg-type]
     return ds.assign(in_chunks.data_vars)
 
 
