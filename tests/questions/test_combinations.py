@@ -50,12 +50,13 @@ def questions(draw: st.DrawFn) -> tuple[str, Options]:
     classes = {None: "0=0,3=1", "labels.csv:kind": "truth=0,lie=1"}.get(table, "1=4,2=0")
     tokens = draw(st.sampled_from([one for one in TOKENS if "densest" not in options or "-" not in one]))
     targets = [None, "final", "mean", "max", "last-2", "first-3", *(["all"] if tokens == "all" else [])]
+    several = ["mean", "sum", "difference"]
     choices: dict[str, list[Any]] = {
         "tokens": [tokens],
         "target_tokens": targets if "target_layer" in options else [None],
         "special": [None, False, True],
         "drop_short": [True, True, None],
-        "combine": [None, "concat", "mean", "sum", *(["difference"] if options.get("layers") == "5,0" else [])],
+        "combine": [None, "concat", *({"5,0": several, "[1, 5, 0]": several[:2]}.get(str(options.get("layers")), []))],
         "where": [None, *CONDITIONS],
         "labels_from": [table],
         "classes": [None, classes],

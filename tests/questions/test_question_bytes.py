@@ -104,20 +104,19 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Study:
         return make_study(tmp_path_factory.mktemp("small"), portions=3)
 
 
-@pytest.mark.parametrize("split", [{}, {"test_size": 0.25, "folds": 2, "seed": 1}], ids=["whole", "split"])
 @pytest.mark.parametrize(("strategy", "options"), BUILDS, ids=lambda value: str(value))
 def test_the_same_bytes_from_any_store(
     study: Study, whole: Study, small: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    strategy: str, options: Options, split: Options,
+    strategy: str, options: Options,
 ) -> None:  # fmt: skip
-    found = {"portions": bytes_of(study, tmp_path / "portions.npz", strategy, options | split)}
-    found["again"] = bytes_of(study, tmp_path / "again.npz", strategy, options | split)
-    found["whole"] = bytes_of(whole, tmp_path / "whole.npz", strategy, options | split)
+    options = options | {"test_size": 0.25, "folds": 2, "seed": 1}
+    found = {"portions": bytes_of(study, tmp_path / "portions.npz", strategy, options)}
+    found["whole"] = bytes_of(whole, tmp_path / "whole.npz", strategy, options)
     monkeypatch.setattr(backend, "SENTENCES_PER_CHUNK", 5)
-    found["dask"] = bytes_of(whole, tmp_path / "dask.npz", strategy, options | split)
+    found["dask"] = bytes_of(whole, tmp_path / "dask.npz", strategy, options)
     monkeypatch.setattr("featurestore.datasets.raw.IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("featurestore.datasets.dataset._WINDOW_BYTES", 1)
-    found["small"] = bytes_of(small, tmp_path / "small.npz", strategy, options | split)
+    found["small"] = bytes_of(small, tmp_path / "small.npz", strategy, options)
     assert len(set(found.values())) == 1, {name: hashlib.sha256(data).hexdigest()[:8] for name, data in found.items()}
 
 

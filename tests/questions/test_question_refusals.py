@@ -74,7 +74,7 @@ REFUSED: list[tuple[tuple[str, Options], Options, Sequence[str]]] = [
     ),
     (("hidden-to-concept", {"layer": 1}), {"combine": "difference"}, ["combine", "two"]),
     (("hidden-to-concept", {"layers": "0-1,5"}), {"combine": "difference"}, ["combine", "two"]),
-    (("embedding-to-concept", {}), {"combine": "difference"}, ["combine", "two"]),
+    *((("embedding-to-concept", {}), {"combine": how}, ["combine", "two"]) for how in ("mean", "sum", "difference")),
     *((("of-two-widths", {}), {"combine": how}, ["combine", "6", "10"]) for how in ("mean", "sum", "difference")),
     (PAIR, {"combine": "product"}, ["combine", "product", "concat", "mean", "difference", "sum"]),
     (("activation-to-concept", {"layer": 1, "densest": 3}), {"tokens": "last-3", "drop_short": True}, ["densest"]),
