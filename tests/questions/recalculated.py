@@ -209,11 +209,12 @@ def _combined(blocks: list[Array], combine: str) -> Array:
     if combine == "concat":
         return np.concatenate(blocks, axis=1)
     wide = [block.astype(np.float64) for block in blocks]
-    if combine == "difference":
-        first, second = wide
-        return second - first
-    total: Array = sum(wide[1:], wide[0])
-    return total if combine == "sum" else total / len(wide)
+    with np.errstate(invalid="ignore"):  # of infinity less infinity
+        if combine == "difference":
+            first, second = wide
+            return second - first
+        total: Array = sum(wide[1:], wide[0])
+        return total if combine == "sum" else total / len(wide)
 
 
 def _counted(sentence: Sentence, special: bool) -> list[int]:
