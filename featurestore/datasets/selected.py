@@ -149,7 +149,7 @@ def controlled(selected: Selected, control: str | None, seed: int, ds: xr.Datase
     elif control == "text":
         texts = ds["text"].values[selected.positions]
         if tokens is not None:  # what a probe of this token can have read
-            texts = ds["fragment"].values[selected.positions, np.searchsorted(ds["token"].values, tokens)]
+            texts = ds["fragment"].load().values[selected.positions, np.searchsorted(ds["token"].values, tokens)]
         columns = _made(controls.text_columns, controls.TEXT_WIDTH + 1, [texts])
     else:
         return selected
