@@ -122,7 +122,7 @@ def test_the_same_bytes_from_any_store(
 
 def test_a_sweep_makes_the_same_files(study: Study, tmp_path: Path) -> None:
     """Datasets that share what is read, but not what becomes of it."""
-    tokens, split = ["final", "mean", "max", "last-2", "all"], {"test_size": 0.25, "folds": 2}
+    tokens, split = ["final", "mean", "max", "last-2", "all"], {"test_size": 0.25, "seed": 1}
     entries: list[tuple[str, Options]] = [
         (
             "hidden-to-concept",
@@ -130,15 +130,16 @@ def test_a_sweep_makes_the_same_files(study: Study, tmp_path: Path) -> None:
         ),
         (FEATURE[0], FEATURE[1] | {"tokens": ["final", "all"], "target_tokens": ["final", "max"]}),
         ("activation-to-concept", {"layer": [1, 5], "classes": ["0=0,3=1", "1=0,2=1"], "tokens": tokens[:3]}),
-        ("embedding-to-concept", {"where": ["label=0,3", "n_tokens=2-6"], "tokens": tokens}),
+        ("embedding-to-concept", {"where": ["n_tokens=2-6", "n_tokens=3-7"], "tokens": tokens}),
     ]
     controls = ["shuffled-labels", "random-columns", "text"]
-    featurestore.sweep(
+    done = featurestore.sweep(
         {
             "stores": str(study.store), "output": str(tmp_path / "out"), "split": split, "drop_short": True,
             "controls": controls, "min_active": 1, "datasets": [{"strategy": name} | asked for name, asked in entries],
         }
     )  # fmt: skip
+    assert {planned.problem for planned in done.datasets} == {""}
     expected = set()
     for number, (name, asked) in enumerate(entries):
         listed = [values if isinstance(values, list) else [values] for values in asked.values()]

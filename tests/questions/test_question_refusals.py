@@ -174,7 +174,7 @@ LABELS = {
     "no sentences": ("name,c\n0,1\n", ["sentence_index"]),
     "twice": ("sentence_index,c\n" + "".join(f"{i},1\n" for i in range(36)) + "3,2\n", ["3"]),
     "no labels": ("sentence_index,c\n" + "".join(f"{i},\n" for i in range(36)), ["labels"]),
-    "fractions": ("sentence_index,c\n" + "".join(f"{i},{i + 0.5}\n" for i in range(36)), ["0.5"]),
+    "fractions": ("sentence_index,c\n" + "".join(f"{i},{i + 0.5}\n" for i in range(36)), ["an integer", ".5"]),
     "too large": ("sentence_index,c\n" + "".join(f"{i},{10**30 + i}\n" for i in range(36)), ["c"]),
 }
 
