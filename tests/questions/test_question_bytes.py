@@ -122,15 +122,13 @@ def test_the_same_bytes_from_any_store(
 
 def test_a_sweep_makes_the_same_files(study: Study, tmp_path: Path) -> None:
     """Datasets that share what is read, but not what becomes of it."""
-    tokens, split = ["final", "mean", "max", "last-2", "all"], {"test_size": 0.25, "seed": 1}
+    split: Options = {"test_size": 0.25, "seed": 1}
+    tokens = ["final", "mean", "last-2", "all"]
     entries: list[tuple[str, Options]] = [
-        (
-            "hidden-to-concept",
-            {"layers": ["0-1", "5,1"], "tokens": tokens, "combine": ["concat", "mean", "difference"]},
-        ),
-        (FEATURE[0], FEATURE[1] | {"tokens": ["final", "all"], "target_tokens": ["final", "max"]}),
-        ("activation-to-concept", {"layer": [1, 5], "classes": ["0=0,3=1", "1=0,2=1"], "tokens": tokens[:3]}),
-        ("embedding-to-concept", {"where": ["n_tokens=2-6", "n_tokens=3-7"], "tokens": tokens}),
+        ("hidden-to-concept", {"layers": "5,1", "tokens": tokens, "combine": ["concat", "difference"]}),
+        (FEATURE[0], FEATURE[1] | {"tokens": "all", "target_tokens": ["final", "all"]}),
+        ("activation-to-concept", {"layer": 5, "classes": ["0=0,3=1", "1=0,2=1"], "tokens": "max"}),
+        ("embedding-to-concept", {"where": ["n_tokens=2-6", "n_tokens=3-7"], "tokens": "mean"}),
     ]
     controls = ["shuffled-labels", "random-columns", "text"]
     done = featurestore.sweep(

@@ -168,6 +168,37 @@ def test_the_message_names_what_is_too_short(study: Study) -> None:
     assert ", ".join(map(str, short[:5])) in message
 
 
+OTHER_STATISTICS: list[tuple[Options, Options]] = [
+    ({"tokens": "mean"}, {}),
+    ({}, {"tokens": "mean"}),
+    ({"tokens": "mean"}, {"tokens": "max"}),
+    ({"tokens": "mean"}, {"tokens": "mean", "special": True}),
+    ({"layers": "0,5", "combine": "mean"}, {"layers": "0,5", "combine": "sum"}),
+    ({"control": "random-columns"}, {}),
+    ({}, {"control": "random-columns"}),
+    ({}, {"control": "text"}),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), OTHER_STATISTICS, ids=str)
+def test_statistics_of_another_input_are_refused(study: Study, tmp_path: Path, theirs: Options, ours: Options) -> None:
+    usual: Options = {"drop_short": True} | ({} if "layers" in ours else {"layer": 1})
+    featurestore.build(study.store, "hidden-to-concept", output=tmp_path / "x.npz", **usual, **theirs)
+    with pytest.raises(featurestore.DatasetError, match="stats_from=: "):
+        featurestore.build(study.store, "hidden-to-concept", stats_from=tmp_path / "x.npz", **usual, **ours)
+
+
+@pytest.mark.parametrize(
+    "ours", [{"where": "label=0,3"}, {"classes": "0=0,3=1"}, {"control": "shuffled-labels"}], ids=str
+)
+def test_statistics_of_the_same_input_are_used(study: Study, tmp_path: Path, ours: Options) -> None:
+    """Other rows, or another y, are no other input."""
+    whole = featurestore.build(study.store, "hidden-to-concept", layer=1, output=tmp_path / "x.npz")
+    rows = dict(zip(whole.metadata["sentence_indices"].tolist(), whole.X, strict=True))
+    found = featurestore.build(study.store, "hidden-to-concept", layer=1, stats_from=tmp_path / "x.npz", **ours)
+    np.testing.assert_array_equal(found.X, [rows[index] for index in found.metadata["sentence_indices"].tolist()])
+
+
 LABELS = {
     "lacks": ("sentence_index,c\n0,1\n", ["35 of 36 sentences"]),
     "no such column": ("sentence_index,d\n0,1\n", ["c"]),

@@ -185,7 +185,7 @@ def test_classes(study: Study, case: tuple[str, Options], table: str | None, cla
     dataset = study.check(case[0], classes=classes, **labels, **case[1], **split)
     assert sorted(str(dataset.metadata["classes"]).split(",")) == sorted(classes.split(","))
     pairs = (pair.split("=") for pair in classes.split(","))
-    mapping = {int(old) if old.isdigit() else old: int(new) for old, new in pairs}
+    mapping: Any = {int(old) if old.isdigit() else old: int(new) for old, new in pairs}
     again = featurestore.build(study.store, case[0], classes=mapping, **labels, **case[1], **split)
     np.testing.assert_array_equal(again.X, dataset.X)
     np.testing.assert_array_equal(again.y, dataset.y)
@@ -204,9 +204,9 @@ def test_what_is_not_finite(tmp_path: Path) -> None:
     bad = spoiled(study.folder, tmp_path / "bad")
     where = {one.index: one for one in bad.sentences}
     assert np.isnan(where[2].hidden[1][0]).any()
-    for tokens in TOKENS:
+    for tokens in ("final", "mean", "max", "first-2", "all"):
         for special in (False, True):
-            for options in ({"layer": 1}, {"layers": [0, 1], "combine": "difference"}, {"layer": 5}):
+            for options in ({"layer": 1}, {"layers": [0, 1], "combine": "difference"}):
                 asked: Options = options | {"tokens": tokens, "special": special, "drop_short": True}
                 found = bad.check("hidden-to-concept", drop_nonfinite=True, **asked)
                 if len(found.metadata["dropped_sentence_indices"]):
