@@ -7,6 +7,7 @@ float64, and rounded to float32 once. Statistics may differ by the rounding of f
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
