@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
 
 _ROWS = 1024
 """Rows of a chunk of columns that are made, not read."""
+
+
+class Population(NamedTuple):
+    """Sentences of a store, (n,) bool each: those that are asked for, and of them those that may be rows."""
+
+    asked: Array
+    usable: Array
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,14 +91,12 @@ class Selected:
 
     def usable(self) -> Array:
         """Tell which rows a dataset can hold, (k,) bool; reads X and y, in bounded memory."""
-        parts = [
-            representable(part).reshape((len(self.positions), -1)).all(axis=1) for part in (*self.real, self.outcome)
-        ]
+        parts = [_flat(representable(part)).all(axis=1) for part in (*self.real, self.outcome)]
         return np.all(workers.compute(parts), axis=0)
 
 
 def select(
-    aligned: Aligned, choices: Choices, ds: xr.Dataset, population: Array, *, sequences: bool = False
+    aligned: Aligned, choices: Choices, ds: xr.Dataset, population: Population, *, sequences: bool = False
 ) -> Selected:
     """Make the rows of a dataset of what its strategy has selected. Lazy.
 
@@ -101,8 +108,8 @@ def select(
         What becomes of it; a control has its own function.
     ds : xarray.Dataset
         The store.
-    population : ndarray, (n,) bool
-        Which of its sentences may be rows.
+    population : Population
+        Its sentences that are asked for, and may be rows.
     sequences : bool
         Whether each token is a row for the time being, of which sequences are made in the end.
 
@@ -115,15 +122,16 @@ def select(
     """
     _check(aligned, choices, sequences)
     across = ALL if sequences else choices.tokens
-    kept = population[aligned.positions]
+    kept = population.usable[aligned.positions]
+    left_out = np.setdiff1d(ds["sentence"].values[population.asked], aligned.sentences[kept])
     counts, few = _tokens(aligned, choices, across, ds, kept)
     kept &= ~few
     positions, counts = aligned.positions[kept], counts[kept]
     X = combined(choices.combine, [of_rows(da.asarray(block.data), kept) for block in aligned.X])
     dims = [block.dims for block in aligned.X]
-    columns = [_rows(block, of, across, across, counts) for block, of in zip(X, dims, strict=False)]
-    y = of_rows(da.asarray(aligned.y.data), kept)
-    outcome = _rows(y, aligned.y.dims, choices.target_tokens, across, counts)
+    sides = [_rows(block, of, across, across, counts) for block, of in zip(X, dims, strict=False)]
+    columns = [block for token in zip_longest(*sides) for block in token if block is not None]
+    targets = _rows(of_rows(da.asarray(aligned.y.data), kept), aligned.y.dims, choices.target_tokens, across, counts)
     rows, tokens = np.arange(len(positions)), None
     if across.how == "all":
         rows, at = each_token(counts)
@@ -136,10 +144,10 @@ def select(
         sentences=ds["sentence"].values[positions[rows]],
         tokens=tokens,
         short=np.sort(aligned.sentences[few]),
-        left_out=np.setdiff1d(ds["sentence"].values[population], aligned.sentences),
+        left_out=left_out,
         real=real,
         columns=real,
-        outcome=outcome if outcome.ndim <= 2 else _flat(outcome),
+        outcome=targets[0] if len(targets) == 1 else _flat(da.stack(targets, axis=1)),
         own_outcome="token" in aligned.y.dims and choices.target_tokens.how == "all",
         densest=aligned.densest,
     )
@@ -192,12 +200,12 @@ def _tokens(aligned: Aligned, choices: Choices, across: Tokens, ds: xr.Dataset, 
     return counts, few
 
 
-def _rows(array: da.Array, dims: tuple[Any, ...], tokens: Tokens, rows: Tokens, counts: Array) -> da.Array:
-    """Make rows of a block of X, or of y, of which there is one a sentence or one a token."""
-    if "token" in dims:
-        array = arranged(array, tokens, counts)
-    own = "token" in dims and tokens.how == "all"
-    return repeated(array, counts) if rows.how == "all" and not own else array
+def _rows(array: da.Array, dims: tuple[Any, ...], tokens: Tokens, across: Tokens, counts: Array) -> list[da.Array]:
+    """Make rows of a block of X, or of y, of which there is one a sentence or one a token; several side by side."""
+    found = arranged(array, tokens, counts) if "token" in dims else [array]
+    if across.how == "all" and not ("token" in dims and tokens.how == "all"):
+        return [repeated(one, counts) for one in found]
+    return found
 
 
 def _check(aligned: Aligned, choices: Choices, sequences: bool) -> None:
@@ -242,5 +250,6 @@ def _floating(block: da.Array) -> da.Array:
 
 
 def _flat(block: da.Array) -> da.Array:
-    flat: da.Array = block.rechunk(dict.fromkeys(range(1, block.ndim), -1)).reshape(len(block), -1)
+    width = math.prod(block.shape[1:])  # which cannot be told by the size of no rows
+    flat: da.Array = block.rechunk(dict.fromkeys(range(1, block.ndim), -1)).reshape(len(block), width)
     return flat

@@ -15,7 +15,7 @@ from featurestore.datasets.described import about_X
 from featurestore.datasets.fingerprints import fingerprint, sentences_digest, stores_digest
 from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
-from featurestore.datasets.selected import Selected, controlled, select
+from featurestore.datasets.selected import Population, Selected, controlled, select
 from featurestore.errors import DatasetError, SelectionError, StrategyError, lacking, some, spelled
 from featurestore.questions.choices import Choices
 from featurestore.questions.labels import Labels, read_labels, relabelled, store_labels
@@ -155,11 +155,12 @@ class StoreView:
 
     def _selection(self, plan: Plan) -> Selection:
         """Call the strategy, whose own errors are told from ours."""
+        ds = self.labelled(plan.choices)
         try:
             for option in plan.strategy.options:
                 if option.name in plan.arguments:
                     self.check_option(option, plan.arguments[option.name])
-            return plan.strategy.select(self.labelled(plan.choices).copy(), **plan.arguments)
+            return plan.strategy.select(ds.copy(), **plan.arguments)
         except SelectionError as error:
             raise SelectionError(f"{self.path}: {error}") from None
         except SystemExit as stop:
@@ -196,18 +197,17 @@ class StoreView:
         """Return the store with the labels that are predicted, mapped to classes, as strategies and rankings see it."""
         return relabelled(self.ds, self.outcomes(choices), choices.classes)
 
-    def population(self, plan: Plan) -> Array:
-        """Tell which sentences may be rows, (n,) bool.
+    def population(self, plan: Plan) -> Population:
+        """Tell which sentences are asked for, and may be rows.
 
-        Those that meet all conditions, have one of the classes, and if they are for testing have no near-duplicate
-        among those for training.
+        Asked for are those that meet all conditions, and if they are for testing have no near-duplicate among those for
+        training. Those of them that have none of the classes are no rows.
         """
-        choices = plan.choices
-        chosen = met(relabelled(self.ds, self.labels(choices), None), choices.where)
-        if choices.classes:
-            chosen = chosen & self.labelled(choices)["has_label"].values
-        divided = self.split(plan)
-        return chosen & ~divided.out if divided else chosen
+        asked = met(relabelled(self.ds, self.labels(plan.choices), None), plan.choices.where)
+        if divided := self.split(plan):
+            asked = asked & ~divided.out
+        usable = asked & self.labelled(plan.choices)["has_label"].values if plan.choices.classes else asked
+        return Population(asked, usable)
 
     def those_of(self, sentences: Array) -> Condition | None:
         """Return the condition that leaves some sentences; none if these are all there are.
@@ -242,12 +242,15 @@ class StoreView:
             self._warn_of_test_rows(plan.stats_from, plan)
 
     def _check_same_input(self, plan: Plan, other: Dataset) -> None:
-        for name, ours in about_X(plan, self.select(plan)).items():
-            theirs = np.asarray(other.metadata.get(name))
-            if name == "input_features" and self.select(plan).densest is not None:
+        about, densest = about_X(plan, self.select(plan)), self.select(plan).densest is not None
+        for name in INPUTS:
+            ours, theirs = (np.asarray(of.get(name, "")) for of in (about, other.metadata))
+            if name == "input_features" and densest:
                 ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
+            if name == "control" and ours == "shuffled-labels":
+                continue  # whose X is the real one
             if not np.array_equal(theirs, ours):
-                found = f"its X has {name} {theirs}, this one has {ours}"
+                found = f"its X has {name} {theirs or 'as usual'}, this one has {ours or 'as usual'}"
                 raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
 
     def _warn_of_test_rows(self, other: Dataset, plan: Plan) -> None:

@@ -88,7 +88,7 @@ def each_token(counts: Array) -> tuple[Array, Array]:
     return sentences, tokens
 
 
-def arranged(array: da.Array, tokens: Tokens, counts: Array) -> da.Array:
+def arranged(array: da.Array, tokens: Tokens, counts: Array) -> list[da.Array]:
     """Make rows of the tokens of some sentences. Lazy; each chunk is read once, and few are held at a time.
 
     Parameters
@@ -102,27 +102,24 @@ def arranged(array: da.Array, tokens: Tokens, counts: Array) -> da.Array:
 
     Returns
     -------
-    dask array
-        (k, ...), or (k, count, ...) where they stand side by side; with ``all`` as `each_token` says. The mean is in
-        float64, all else in the dtype of `array`.
+    list of dask array, (k, ...) each
+        One, or one for each token that is to stand beside the others, in reading order; with ``all`` the rows are those
+        of `each_token`. The mean is in float64, all else in the dtype of `array`.
     """
     import dask.array as da
 
-    found: da.Array
     match tokens.how:
         case "final":
-            found = array[:, -1]
+            return [array[:, -1]]
         case "mean":
             total = _pooled(array, counts, np.add, 0, np.dtype(np.float64))
             many = counts.sum(axis=1).reshape(-1, *[1] * (total.ndim - 1))
-            found = total / da.from_array(many, chunks=(total.chunks[0], *[1] * (total.ndim - 1)))
+            return [total / da.from_array(many, chunks=(total.chunks[0], *[1] * (total.ndim - 1)))]
         case "max":
-            found = _pooled(array, counts, np.maximum, _lowest(array.dtype), array.dtype)
+            return [_pooled(array, counts, np.maximum, _lowest(array.dtype), array.dtype)]
         case "all":
-            found = _each([array[:, token] for token in range(array.shape[1])], counts)
-        case _:
-            found = da.stack([_one(array, chosen) for chosen in _nth(tokens, counts)], axis=1)
-    return found
+            return [_each([array[:, token] for token in range(array.shape[1])], counts)]
+    return [_one(array, chosen) for chosen in _nth(tokens, counts)]
 
 
 def repeated(array: da.Array, counts: Array) -> da.Array:
