@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.datasets.contents import Contents
-from featurestore.datasets.normalize import PARAMETERS, Normalization, numbers
+from featurestore.datasets.normalize import PARAMETERS, Normalization, consecutive, numbers
 from featurestore.errors import DatasetError, NonFiniteError, ParameterError, extra, some
 from featurestore.files import whole_file
 from featurestore.npz import Archive
@@ -60,8 +60,9 @@ class Columns:
 
     def __getitem__(self, key: slice | tuple[slice, ...]) -> NDArray[Any]:
         part, *further = key if isinstance(key, tuple) else (key,)
-        rows = self._rows[part]
-        values = np.concatenate([block[rows] for block in self._blocks], axis=1)[:, self._columns]
+        rows = consecutive(self._rows[part])
+        parts = [block[rows] for block in self._blocks]
+        values = (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))[:, self._columns]
         if self._normalization:
             values = self._normalization.transform(values)
         return values[:, *further]
