@@ -29,7 +29,7 @@ def write_recipe(store: str, recipe: str, output: str) -> None:
     from featurestore.datasets.view import StoreView
 
     view = StoreView(Path(store))
-    features = rank(view.ds, "density", view.layers, N_FEATURES, view.training_rows(None), 1)
+    features = rank(view.ds, "density", view.layers, N_FEATURES, np.ones(len(view.sentences), bool), 1)
     pairs = [[target["target_layer"], target["target_feature"]] for target in features]
     datasets = [
         {"strategy": "hidden-to-concept", "layer": "all", "normalize": ["standardize", "minmax", "none"]},

@@ -44,6 +44,12 @@ MIN_ACTIVE = 5
 FEATURE_ORDERS = ("correlation", "spearman", "auc", "monotonic", "density", "mean", "max")
 """Measures by which features are listed; the first is the default."""
 
+COMBINATIONS = ("concat", "mean", "difference", "sum")
+"""What becomes of the layers of X; the first is the default."""
+
+CONTROLS = ("shuffled-labels", "random-columns", "text")
+"""What stands beside a dataset to say what its X or y would give by chance, or by the text alone."""
+
 TOKENS = ("final", "any")
 """Where features are measured: at the final token, or by their maximum over all tokens."""
 

@@ -47,11 +47,12 @@ def refused(result: Result, *words: str, code: int = 1) -> None:
     assert contents(Path()) == {}
 
 
-def names_bad(result: Result, path: Path, *words: str) -> None:
-    """Check that exactly one line names a bad file, with what is wrong."""
+def names_bad(result: Result, path: Path, *words: str) -> str:
+    """Check that exactly one line names a bad file, with what is wrong; return it."""
     (line,) = [line for line in complaint(result) if f"{path}: " in line]
     for word in words:
         assert word in line
+    return line
 
 
 def accepted(result: Result) -> str:

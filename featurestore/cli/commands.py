@@ -14,22 +14,8 @@ import click
 from featurestore.cli import looking, options
 from featurestore.cli.terminal import Boundary, Echo, Progress, StorePath, UserPath, logger, say, verbosity
 from featurestore.errors import ParameterError
-from featurestore.schema import ATTRIBUTES, DATASETS, NORMALIZATIONS, STORES, __version__
+from featurestore.schema import ATTRIBUTES, CONTROLS, DATASETS, STORES, __version__
 from featurestore.strategies import registry
-
-SPLIT_FLAGS = (
-    ("--test-size", float, "Share of the sentences that are test rows, stratified by label, without leakage."),
-    ("--folds", int, "Number of folds, stratified by label, without leakage; alone, fold 0 is the test part."),
-    ("--seed", int, "Of the split.  [default: 0]"),
-    ("--group-by", str, "Never divide sentences of one group: a coordinate of the store, or FILE.csv:COLUMN."),
-)
-
-
-def split_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a split."""
-    for flag, kind, text in reversed(SPLIT_FLAGS):
-        command = click.option(flag, type=kind, help=text)(command)
-    return command
 
 
 def attributes(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,51 +64,32 @@ def ingest(folder: Path, store: Path | None, **options: Any) -> None:
 @options.strategy
 @options.source
 @options.plugin
-@click.option(
-    "--normalize",
-    type=click.Choice(NORMALIZATIONS),
-    help=f"How X is normalized.  [default: {NORMALIZATIONS[0]}, or as --stats-from]",
-)
-@split_flags
-@click.option(
-    "--stats-from",
-    type=UserPath(),
-    help="Normalize by the parameters of this dataset, of the same strategy and input.",
-)
+@options.questions
 @click.option(
     "--output",
     type=UserPath(),
     help="The dataset.  [default: generated_datasets/<store>/<strategy and its parameters>.npz]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an output that has other content.")
-@click.option("--drop-nonfinite", is_flag=True, help="Leave out sentences with NaN or infinity, and record them.")
 @click.option("--wait", is_flag=True, help="Wait while another process writes the store.")
 @options.storage_options
 @verbosity
 def build(
     strategy: str,
     source: Path | str,
-    normalize: str | None,
-    test_size: float | None,
-    folds: int | None,
-    seed: int | None,
-    group_by: str | None,
-    stats_from: Path | None,
     output: Path | None,
     overwrite: bool,
-    drop_nonfinite: bool,
     wait: bool,
     storage_options: dict[str, Any] | None,
-    **options: Any,
+    **given: Any,
 ) -> None:
-    """Build a dataset NPZ from the final tokens of a store."""
+    """Build a dataset NPZ from a store: at the final token of each sentence, unless other tokens are asked for."""
     from featurestore.datasets import build as building
 
     with Progress() as progress:
         path, dataset = building.build_file(
-            source, strategy, options, normalize=normalize, test_size=test_size, folds=folds, seed=seed,
-            group_by=group_by, stats_from=stats_from, output=output, overwrite=overwrite,
-            drop_nonfinite=drop_nonfinite, wait=wait, storage_options=storage_options, progress=progress,
+            source, strategy, given, output=output, overwrite=overwrite, wait=wait, storage_options=storage_options,
+            progress=progress,
         )  # fmt: skip
     n, d = dataset.data.shape
     say(f"{path}: X {n} x {d}, y {dataset.y.dtype}, {dataset.normalization.method}")
@@ -170,6 +137,7 @@ def sweep(
 @options.plugin
 @click.option("--layer", type=int, help="Only with this layer, in X or y.")
 @click.option("--feature", type=int, help="Only with this SAE feature as y.")
+@click.option("--control", type=click.Choice([*CONTROLS, "none"]), help="Only this control, or only what is none.")
 @click.option(
     "--stale/--current", "stale", default=None, help="Only those made of what has changed since, or is gone, or not."
 )
@@ -183,6 +151,7 @@ def datasets_command(
     strategy: str | None,
     layer: int | None,
     feature: int | None,
+    control: str | None,
     stale: bool | None,
     form: str | None,
 ) -> None:
@@ -191,8 +160,9 @@ def datasets_command(
     from featurestore.datasets import library
 
     entries = library.list_datasets(
-        folder, stores, strategy=strategy, layer=layer, feature=feature, stale=stale, storage_options=storage_options
-    )
+        folder, stores, strategy=strategy, layer=layer, feature=feature, control=control, stale=stale,
+        storage_options=storage_options,
+    )  # fmt: skip
     say(reports.datasets(entries, form))
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from featurestore.cli.terminal import StorePath
+from featurestore.cli.terminal import StorePath, UserPath
+from featurestore.questions.options import OPTIONS, Option
 from featurestore.ranges import Numbers, format_numbers
-from featurestore.strategies import NUMBER, Option, Strategy, list_strategies, load_plugin
+from featurestore.schema import NORMALIZATIONS
+from featurestore.strategies import NUMBER, Strategy, list_strategies, load_plugin, registry
 
 _ALL, _CHOSEN = "featurestore.strategies", "featurestore.chosen"
 """Strategies, in the context of an invocation."""
@@ -88,6 +90,75 @@ source = click.option(
     " up to date first.",
 )
 
+
+class Asked(click.Option):
+    """An option of `build` that answers one of the questions that a dataset answers."""
+
+    def __init__(self, *args: Any, question: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.question = question
+
+
+_QUESTIONS = {"rows": "Which rows", "X": "What is X", "y": "What is y", "side": "Which side"}
+"""The questions, as ``--help`` heads their options."""
+
+_FURTHER = (
+    ("--drop-nonfinite", "rows", {"is_flag": True}, "Leave out sentences with NaN or infinity, and record them."),
+    (
+        "--normalize",
+        "X",
+        {"type": click.Choice(NORMALIZATIONS)},
+        f"How X is normalized.  [default: {NORMALIZATIONS[0]}, or as --stats-from]",
+    ),
+    (
+        "--stats-from",
+        "X",
+        {"type": UserPath()},
+        "Normalize by the parameters of this dataset, of the same strategy and input.",
+    ),
+    (
+        "--test-size",
+        "side",
+        {"type": float},
+        "Share of the sentences that are test rows, stratified by label, without leakage.",
+    ),
+    (
+        "--folds",
+        "side",
+        {"type": int},
+        "Number of folds, stratified by label, without leakage; alone, fold 0 is the test part.",
+    ),
+    ("--seed", "side", {"type": int}, "Of the split, and of a control.  [default: 0]"),
+    (
+        "--group-by",
+        "side",
+        {"type": str},
+        "Never divide sentences of one group: a coordinate of the store, or FILE.csv:COLUMN.",
+    ),
+)
+
+
+def questions(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that compose with every strategy; what was not given is None."""
+    asked = [_asked(name, option) for name, option in OPTIONS.items()]
+    asked += [click.option(flag, cls=Asked, question=of, help=text, **kind) for flag, of, kind, text in _FURTHER]
+    for add in reversed(asked):
+        command = add(command)
+    return command
+
+
+def _asked(name: str, option: Option) -> Callable[..., Any]:
+    kind: dict[str, Any] = {"metavar": option.form}
+    if option.words:
+        kind = {"type": click.Choice(option.words)}
+    elif option.is_flag:
+        kind = {"is_flag": True, "default": None}
+    elif name == "where":
+        kind |= {"multiple": True, "callback": lambda _ctx, _param, values: [*values] or None}
+    flag = f"--{name.replace('_', '-')}"
+    return click.option(flag, cls=Asked, question=option.question, help=option.help, **kind)
+
+
 storage_options = click.option(
     "--storage-options",
     metavar="JSON",
@@ -126,8 +197,13 @@ class StrategyCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write its own options, then those of the chosen strategy or of each."""
+        params = super().get_params(ctx)
         with formatter.section("Options"):
-            formatter.write_dl(_records(ctx, super().get_params(ctx)))
+            formatter.write_dl(_records(ctx, [param for param in params if not isinstance(param, Asked)]))
+        for question, heading in _QUESTIONS.items():
+            with formatter.section(heading):
+                asked = [param for param in params if isinstance(param, Asked) and param.question == question]
+                formatter.write_dl(_records(ctx, asked))
         for strategy in (ctx.meta[_CHOSEN] or ctx.meta[_ALL]).values():
             with formatter.section(strategy.name):
                 if strategy.summary:  # which python -OO leaves out
@@ -150,7 +226,7 @@ def _click_options(strategy: Strategy) -> list[click.Option]:
     ]
 
 
-def _remark(strategy: Strategy, option: Option) -> str:
+def _remark(strategy: Strategy, option: registry.Option) -> str:
     if option.required:
         return "  [required]"
     if option.name in strategy.one_of:

@@ -27,6 +27,9 @@ _RANKINGS = {"correlation": "label", "density": "density"}
 
 COLUMNS = [field.name for field in fields(DatasetEntry)]
 
+_USUAL = {"tokens": "final"}
+"""What need not be shown, besides what is empty."""
+
 
 def info(found: StoreInfo) -> str:
     """Describe a store."""
@@ -85,7 +88,8 @@ def datasets(entries: Sequence[DatasetEntry], form: str | None) -> str:
     flat = [{name: _cell(value) for name, value in record.items()} for record in records]
     if form == "csv":
         return _csv([COLUMNS, *([record[name] for name in COLUMNS] for record in flat)])
-    visible = [name for name in COLUMNS if name != "fingerprint" and any(record[name] for record in flat)]
+    told = [name for name in COLUMNS if any(record[name] not in ("", _USUAL.get(name)) for record in flat)]
+    visible = [name for name in told if name != "fingerprint"]
     lines = table([visible, *([record[name] for name in visible] for record in flat)]) if flat else []
     return "\n".join([*lines, _datasets(len(entries))])
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 
-from featurestore.datasets import workers
 from featurestore.errors import StrategyError, some
 from featurestore.strategies import Selection
 
@@ -29,8 +26,8 @@ class Aligned:
     sentences : ndarray, (k,) int64
         Their sentence_index.
     X : tuple of xarray.DataArray, (sentence, ...)
-        Blocks of columns.
-    y : xarray.DataArray, (sentence,) or (sentence, target)
+        Blocks of columns; `token` is the second dim where the strategy has left all tokens.
+    y : xarray.DataArray, (sentence,) or (sentence, target), or with `token` after `sentence`
         What is to be predicted.
     densest : int or None
         As in `Selection`.
@@ -42,36 +39,8 @@ class Aligned:
     y: xr.DataArray
     densest: int | None
 
-    @cached_property
-    def order(self) -> Array:
-        """The rows in the order of their sentence_index, (k,) int."""
-        return np.argsort(self.sentences, kind="stable")
 
-    @cached_property
-    def columns(self) -> tuple[da.Array, ...]:
-        """The blocks of X, (k, d) each and one dask chunk wide: dask names equal ones equally."""
-        return tuple(_flat(block) for block in self.X)
-
-    @cached_property
-    def y_data(self) -> da.Array:
-        """y as a dask array, (k,) or (k, targets)."""
-        data: da.Array = da.asarray(self.y.data)
-        return data
-
-    def usable(self) -> Array:
-        """Tell which rows a dataset can hold, (k,) bool; reads X and y, in bounded memory."""
-        parts = [
-            representable(part).reshape((len(self.positions), -1)).all(axis=1) for part in (*self.columns, self.y_data)
-        ]
-        return np.all(workers.compute(parts), axis=0)
-
-    @property
-    def width(self) -> int:
-        """Columns of X."""
-        return self.densest or sum(block.shape[1] for block in self.columns)
-
-
-def align(selection: object, sentences: Array) -> Aligned:
+def align(selection: object, sentences: Array, tokens: Array) -> Aligned:
     """Check a selection, and bring its rows into the order of the store.
 
     Parameters
@@ -80,6 +49,8 @@ def align(selection: object, sentences: Array) -> Aligned:
         Rows may be in any order, and be of a subset of the sentences.
     sentences : ndarray, (n,) int64
         The sentence_index of each sentence of the store.
+    tokens : ndarray, (T,) int64
+        The labels of its tokens.
 
     Raises
     ------
@@ -92,8 +63,8 @@ def align(selection: object, sentences: Array) -> Aligned:
     if not blocks:
         raise StrategyError("X: expected at least one block of columns, found none")
     given = {"X" if len(blocks) == 1 else f"X[{i}]": block for i, block in enumerate(blocks)} | {"y": selection.y}
-    arrays = {name: _checked(name, array) for name, array in given.items()}
-    if arrays["y"].ndim > 2:
+    arrays = {name: _checked(name, array, tokens) for name, array in given.items()}
+    if arrays["y"].ndim > 2 + ("token" in arrays["y"].dims):
         raise StrategyError(f"y: expected the dim sentence and at most one more, found {arrays['y'].dims}")
     places = {name: _places(name, array, sentences) for name, array in arrays.items()}
     positions = np.sort(places["y"])
@@ -118,8 +89,8 @@ def representable(values: Any) -> Any:
     return finite if values.dtype.itemsize <= 4 else finite & (abs(values) <= np.finfo(np.float32).max)
 
 
-def _checked(name: str, array: object) -> xr.DataArray:
-    """Return a labelled array of numbers, with sentence as its first dim."""
+def _checked(name: str, array: object, tokens: Array) -> xr.DataArray:
+    """Return a labelled array of numbers, with sentence as its first dim, and token as its second if it has that."""
     if not isinstance(array, xr.DataArray):
         found = f"{type(array).__name__}, which cannot show whose rows it has"
         raise StrategyError(f"{name}: expected an xarray.DataArray, found {found}; select it from ds")
@@ -134,7 +105,12 @@ def _checked(name: str, array: object) -> xr.DataArray:
         raise StrategyError(f"{name}: expected numbers, found {array.dtype}; convert it with .astype")
     if any(not size > 0 for size in array.shape):
         raise StrategyError(f"{name}: expected rows and columns, found shape {array.shape}; select some")
-    return array if array.dims[0] == "sentence" else array.transpose("sentence", ...)
+    if "token" not in array.dims:
+        return array if array.dims[0] == "sentence" else array.transpose("sentence", ...)
+    if "token" not in array.coords or not np.array_equal(array["token"].values, tokens):
+        instead = "select one, leave all, or rename the dim, as in .rename(token='position')"
+        raise StrategyError(f"{name}: expected all tokens in the dim token, or no such dim, found some; {instead}")
+    return array.transpose("sentence", "token", ...)
 
 
 def _places(name: str, array: xr.DataArray, sentences: Array) -> Array:
@@ -157,16 +133,9 @@ def _check_densest(aligned: Aligned) -> None:
     densest = aligned.densest
     if densest is None:
         return
-    if len(aligned.X) > 1 or aligned.X[0].dims != ("sentence", "feature") or "feature" not in aligned.X[0].coords:
+    dims = tuple(dim for dim in aligned.X[0].dims if dim != "token")
+    if len(aligned.X) > 1 or dims != ("sentence", "feature") or "feature" not in aligned.X[0].coords:
         raise StrategyError("densest: expected X as one block of dims (sentence, feature), with the coordinate feature")
     n = aligned.X[0].sizes["feature"]
     if isinstance(densest, bool) or not isinstance(densest, int | np.integer) or not 0 < densest <= n:
         raise StrategyError(f"densest: expected 1 to {n} features, found {densest!r}")
-
-
-def _flat(block: xr.DataArray) -> da.Array:
-    array = da.asarray(block.data)
-    if array.dtype.kind != "f":  # whole numbers of up to two bytes fit float32 exactly
-        array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
-    flat: da.Array = array.rechunk(dict.fromkeys(range(1, array.ndim), -1)).reshape(len(array), -1)
-    return flat

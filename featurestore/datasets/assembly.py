@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.datasets import normalize
+from featurestore.datasets import normalize, preflight
 from featurestore.datasets.dataset import Dataset
+from featurestore.datasets.described import about_X, about_y
 from featurestore.datasets.normalize import Normalization, Statistics
 from featurestore.datasets.raw import Loaded
 from featurestore.errors import NonFiniteError, SelectionError, some, spelled
+from featurestore.questions.controls import shuffled
 from featurestore.schema import DATASET_VERSION, __version__
 
 if TYPE_CHECKING:
@@ -42,32 +44,44 @@ def assemble(loaded: Loaded) -> tuple[Dataset, int]:
     fitted, measured = _fit(loaded, rows[is_training], columns)
     _check_range(loaded, rows[~is_training] if measured else rows, columns, fitted, measured)
     metadata = _metadata(loaded, rows, dropped, columns) | _split_metadata(loaded, rows)
-    y = loaded.y[rows]
+    y = _outcome(loaded, rows)
     dataset = Dataset(
         data=loaded.inputs(rows, columns, fitted),
         y=y.astype(np.int64 if y.dtype.kind in "iub" else np.float32),
         metadata={name: np.asarray(value) for name, value in metadata.items()},
         normalization=fitted,
     )
-    constant = np.hstack([found.constant for found in measured])[columns] if measured else ()
-    return dataset, int(np.count_nonzero(constant))
+    if not measured or loaded.plan.choices.control == "text":  # which has columns for n-grams that no text holds
+        return dataset, 0
+    return dataset, int(np.count_nonzero(np.hstack([found.constant for found in measured])[columns]))
 
 
 def _kept(loaded: Loaded) -> tuple[Array, Array]:
-    """Return the rows to use, in the order of their sentence_index, and the sentences dropped."""
-    finite, selected = loaded.finite, loaded.selected
-    bad = np.sort(selected.sentences[~finite])
+    """Return the rows to use, by sentence_index and then in reading order, and the sentences dropped."""
+    selected, kept, bad = loaded.selected, loaded.kept, loaded.nonfinite
+    if not len(kept):
+        raise SelectionError(f"{loaded.view.path}: {preflight.obstacle(loaded)}")
     if len(bad) == 0:
         return selected.order, bad
     what = "NaN or infinite values, or some beyond float32 or int64"
-    found = f"{len(bad)} of {len(finite)} sentences have {what} (sentence_index {some(bad)})"
+    found = f"{len(bad)} of {len(np.unique(selected.sentences))} sentences have {what} (sentence_index {some(bad)})"
     if not loaded.plan.drop_nonfinite:
         raise NonFiniteError(
             f"{found}, which no dataset may hold; leave them out with {spelled('drop_nonfinite', True)}"
         )
-    if len(bad) == len(finite):
+    if not kept.any():
         raise NonFiniteError(f"{found}, so none is left; extract them again in float32")
-    return selected.order[finite[selected.order]], bad
+    return selected.order[kept[selected.order]], bad
+
+
+def _outcome(loaded: Loaded, rows: Array) -> Array:
+    """Return y of some rows, shuffled within each side where that is the control."""
+    y, selected, plan = loaded.y[rows], loaded.selected, loaded.plan
+    if plan.choices.control != "shuffled-labels":
+        return y
+    divided = loaded.view.split(plan)
+    sides = divided.sides[selected.positions[rows]] if divided else np.zeros(len(rows), np.int64)
+    return shuffled(y, sides, plan.seed, None if selected.own_outcome else selected.sentences[rows])
 
 
 def _densest(loaded: Loaded, training: Array) -> Array | slice:
@@ -76,7 +90,7 @@ def _densest(loaded: Loaded, training: Array) -> Array | slice:
     if selected.densest is None:
         return slice(None)
     if other:  # those that it has statistics of
-        return np.flatnonzero(np.isin(selected.X[0]["feature"].values, other.metadata["input_features"]))
+        return np.flatnonzero(np.isin(selected.aligned.X[0]["feature"].values, other.metadata["input_features"]))
     inputs = loaded.inputs(training)
     windows = (inputs[start : start + _WINDOW] for start in range(0, len(training), _WINDOW))
     counts = sum(np.count_nonzero(window, axis=0) for window in windows)
@@ -121,7 +135,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
     view, plan, selected = loaded.view, loaded.plan, loaded.selected
     metadata: dict[str, Any] = {
         "strategy": plan.strategy.name,
-        **view.inputs(plan),
+        **about_X(plan, selected),
         "n_samples": len(rows),
         "sentence_indices": selected.sentences[rows],
     }
@@ -129,24 +143,31 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
         metadata["input_features"] = metadata["input_features"][columns]
     if plan.strategy.code:
         metadata["strategy_code"] = plan.strategy.code
-    metadata |= view.outputs(plan) | {
+    if selected.tokens is not None:
+        metadata["token"] = selected.tokens[rows]
+    metadata |= about_y(plan, selected, view.labels(plan.choices))
+    if plan.choices.where:
+        metadata["where"] = [str(condition) for condition in plan.choices.where]
+    metadata |= {
         "store": view.name,
         "schema_version": DATASET_VERSION,
         "featurestore_version": __version__,
         "parameters": plan.json,
         "fingerprint": view.fingerprint(plan),
         "store_digest": view.digest,
-        "sentences_digest": view.digest_of(selected.positions[rows]),
+        "sentences_digest": view.digest_of(np.unique(selected.positions[rows])),
         "dropped_sentence_indices": dropped,
     }
-    if len(selected.sentences) < len(view.sentences):
-        metadata["left_out_sentence_indices"] = np.setdiff1d(view.sentences, selected.sentences)
+    if plan.choices.drop_short:
+        metadata["short_sentence_indices"] = selected.short
+    if len(selected.left_out):
+        metadata["left_out_sentence_indices"] = selected.left_out
     return metadata
 
 
 def _split_metadata(loaded: Loaded, rows: Array) -> dict[str, Any]:
     """Say where each row belongs; nothing without a split."""
-    divided = loaded.view.split(loaded.plan.split)
+    divided = loaded.view.split(loaded.plan)
     if divided is None:
         return {}
     stored = loaded.selected.positions[rows]

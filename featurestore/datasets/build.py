@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,56 +14,105 @@ from featurestore.datasets import preflight
 from featurestore.datasets.assembly import assemble
 from featurestore.datasets.dataset import Dataset, check_output, load_dataset
 from featurestore.datasets.journal import Journal, statistics_file, tables
-from featurestore.datasets.plans import Plan, default_output, split_options
+from featurestore.datasets.plans import Plan, default_output, read_seed, split_options
 from featurestore.datasets.raw import probe, read
 from featurestore.datasets.view import StoreView
+from featurestore.errors import SelectionError
 from featurestore.paths import PathLike
+from featurestore.questions.choices import Choices
+from featurestore.questions.rows import store_of
 from featurestore.schema import MIN_ACTIVE, Progress
 from featurestore.store.ingest import find_store
 from featurestore.store.location import Location, StorageOptions
+from featurestore.strategies.registry import OWN
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
 
 def build(
-    store: PathLike,
+    store: PathLike | xr.Dataset,
     strategy: str,
     *,
-    normalize: str | None = None,
-    output: PathLike | None = None,
-    overwrite: bool = False,
+    where: str | Sequence[str] | Mapping[str, Any] | None = None,
+    drop_short: bool | None = None,
     drop_nonfinite: bool = False,
+    tokens: str | None = None,
+    special: bool | None = None,
+    combine: str | None = None,
+    normalize: str | None = None,
+    stats_from: PathLike | None = None,
+    target_tokens: str | None = None,
+    labels_from: str | None = None,
+    classes: str | Mapping[str, int] | Mapping[int, int] | None = None,
+    control: str | None = None,
     test_size: float | None = None,
     folds: int | None = None,
     seed: int | None = None,
     group_by: str | None = None,
-    stats_from: PathLike | None = None,
+    output: PathLike | None = None,
+    overwrite: bool = False,
     wait: bool = False,
     storage_options: StorageOptions | None = None,
     **options: Any,
 ) -> Dataset:
-    """Build one dataset from the final tokens of a store.
+    """Build one dataset from a store: at the final token of each sentence, unless other tokens are asked for.
+
+    A dataset answers four questions: which rows (`where` to `drop_nonfinite`), what is X (the strategy, and `tokens` to
+    `stats_from`), what is y (the strategy, and `target_tokens` to `control`), and on which side each row is
+    (`test_size` to `group_by`). All of these compose with every strategy.
 
     Parameters
     ----------
-    store : str or PathLike
+    store : str or PathLike or xarray.Dataset
         The store, a zip of it or its URL; or a folder of sentence NPZs, whose store ``stores/<folder name>.zarr`` is
-        brought up to date first.
+        brought up to date first. Of a dataset of `open_store`, or a selection of it, the store is taken, and its
+        sentences as a condition of `where`; values are read from the store.
     strategy : str
         A registered strategy, such as ``"hidden-to-concept"``.
+    where : str, sequence of str, or mapping, optional
+        The population: conditions on coordinates of the sentences, all of which must be met, such as ``["label=0,3",
+        "n_tokens=5-12"]``, or ``{"label": [0, 3], "n_tokens": "5-12"}``. Sides of a split are those of the whole store.
+    drop_short : bool, optional
+        Leave out sentences with fewer tokens than `tokens` or `target_tokens` need, and record them, instead of
+        refusing.
+    drop_nonfinite : bool
+        Leave out sentences with NaN or infinity in X or y, and record them, instead of refusing.
+    tokens : str, optional
+        Of X: ``"final"`` (default), ``"mean"`` or ``"max"`` over the sentence's tokens, ``"last-3"`` or ``"first-2"``
+        for so many, concatenated in reading order, or ``"all"``, which makes a row of each token.
+    special : bool, optional
+        Whether special tokens, such as a BOS, count among them; by default they don't. The final token always does.
+    combine : str, optional
+        What becomes of several layers (blocks) of X: ``"concat"`` (default), ``"mean"``, ``"sum"``, or
+        ``"difference"`` of two, the second less the first. Calculated in float64, before tokens are pooled.
     normalize : str, optional
         ``"standardize"`` (default), ``"minmax"`` or ``"none"``.
+    stats_from : str or PathLike, optional
+        A dataset of the same strategy and input, whose normalization is used instead of fitting one.
+    target_tokens : str, optional
+        The same as `tokens` of an activation that is y, by default ``"final"``, or with ``tokens="all"`` the row's own.
+    labels_from : str, optional
+        Labels in place of the store's, ``FILE.csv:COLUMN``: whole numbers, or names, which are numbered from 0 as
+        sorted. The file names each sentence by `sentence_index` or by `sentence`. Splits are stratified by them.
+    classes : str or mapping, optional
+        Which labels are which classes, such as ``"0=0,3=1"`` or ``{"honest": 0, "lie": 1}``; sentences of others are
+        left out.
+    control : str, optional
+        What a probe finds without the model: ``"shuffled-labels"`` (y within each side), ``"random-columns"``
+        (Gaussian, as many) or ``"text"`` (hashed character n-grams, and the length) in place of the real dataset, with
+        its rows and split.
+    test_size, folds, seed, group_by : optional
+        Divide the sentences into training and test rows, or folds, without leakage (see `SplitOptions`); the
+        normalization is then fitted on the training rows alone. Without a split it is fitted on all rows. `seed` is
+        also that of a control.
     output : str or PathLike, optional
         Where to write the dataset; without it nothing is written.
     overwrite : bool
         Replace an `output` that has other content.
-    drop_nonfinite : bool
-        Leave out sentences with NaN or infinity in X or y, and record them, instead of refusing.
-    test_size, folds, seed, group_by : optional
-        Divide the sentences into training and test rows, or folds, without leakage (see `SplitOptions`); the
-        normalization is then fitted on the training rows alone. Without a split it is fitted on all rows.
-    stats_from : str or PathLike, optional
-        A dataset of the same strategy and input, whose normalization is used instead of fitting one.
     wait : bool
         Wait while another process writes the store, instead of raising.
     storage_options : mapping, optional
@@ -80,7 +130,8 @@ def build(
     ParameterError
         If an option is unknown, missing, contradictory or unreadable.
     SelectionError
-        If the store lacks the layer, feature or SAE, has no sentence, or cannot be split as asked.
+        If the store lacks the layer, feature or SAE, has no such sentence, or none with tokens enough, or cannot be
+        split as asked.
     NonFiniteError
         If X or y have NaN or infinite values and `drop_nonfinite` is false, or no sentence is left.
     DatasetError
@@ -92,44 +143,47 @@ def build(
     SourceError, NpzError
         As `ingest`, for a folder.
     """
+    sentences = None
+    if not isinstance(store, str | os.PathLike):
+        store, sentences = store_of(store)
     plan = plan_of(
-        strategy, options, normalize=normalize, drop_nonfinite=drop_nonfinite, stats_from=stats_from,
-        test_size=test_size, folds=folds, seed=seed, group_by=group_by,
+        strategy, options, where=where, drop_short=drop_short, drop_nonfinite=drop_nonfinite, tokens=tokens,
+        special=special, combine=combine, normalize=normalize, stats_from=stats_from, target_tokens=target_tokens,
+        labels_from=labels_from, classes=classes, control=control, test_size=test_size, folds=folds, seed=seed,
+        group_by=group_by,
     )  # fmt: skip
     path = None if output is None else check_output(output)
     found = find_store(store, storage_options=storage_options, wait=wait)
-    return build_plan(found, plan, path, overwrite=overwrite)
+    return build_plan(found, plan, path, overwrite=overwrite, sentences=sentences)
 
 
 def build_file(
     store: PathLike,
     strategy: str,
-    options: Mapping[str, object],
+    given: Mapping[str, Any],
     *,
     output: PathLike | None = None,
     overwrite: bool = False,
     wait: bool = False,
     storage_options: StorageOptions | None = None,
     progress: Progress = lambda *_: None,
-    **further: Any,
 ) -> tuple[Path, Dataset]:
     """Build one dataset as `build` does, and write it in any case: without `output` where its name says what is in it.
 
     Parameters
     ----------
-    options : mapping
-        The strategy's options.
+    given : mapping
+        Options, those of the strategy and all others by which `build` knows what the dataset is.
     progress : callable
         Called as ``progress(what, done, total)`` while a folder of sentence NPZs is ingested.
-    **further
-        All else as of `build`.
 
     Returns
     -------
     Path, Dataset
         The file, and what is in it.
     """
-    plan = plan_of(strategy, options, **further)
+    own = {name: value for name, value in given.items() if name not in OWN}
+    plan = plan_of(strategy, own, **{name: value for name, value in given.items() if name in OWN})
     path = None if output is None else check_output(output)
     found = find_store(store, storage_options=storage_options, wait=wait, progress=progress)
     path = path or default_output(found, plan)
@@ -143,26 +197,51 @@ def plan_of(
     normalize: str | None = None,
     drop_nonfinite: bool = False,
     stats_from: PathLike | None = None,
-    **split: Any,
+    test_size: float | None = None,
+    folds: int | None = None,
+    seed: int | None = None,
+    group_by: str | None = None,
+    **chosen: Any,
 ) -> Plan:
     """Validate the options of `build`, and load the dataset whose statistics are used."""
-    divided, statistics, files = split_options(**split), None, tables(split.get("group_by"))
+    choices, statistics = Choices.of(chosen), None
+    files = tables(group_by=group_by, labels_from=choices.labels_from)
     if stats_from is not None:
         statistics = load_dataset(stats_from)
         files.append(statistics_file(stats_from, statistics.metadata))
+    undivided = (test_size, folds, group_by) == (None, None, None)
     return Plan.of(
-        strategy, options, normalize=normalize, drop_nonfinite=drop_nonfinite, split=divided, stats_from=statistics,
+        strategy,
+        options,
+        choices=choices,
+        normalize=normalize,
+        drop_nonfinite=drop_nonfinite,
+        split=None if undivided and choices.control else split_options(test_size, folds, seed, group_by),
+        stats_from=statistics,
+        seed=read_seed(0 if seed is None else seed),
         files=files,
-    )  # fmt: skip
+    )
 
 
-def build_plan(store: Location, plan: Plan, output: Path | None = None, *, overwrite: bool = False) -> Dataset:
-    """Build the dataset of a validated plan; otherwise as `build`."""
+def build_plan(
+    store: Location,
+    plan: Plan,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+    sentences: NDArray[np.int64] | None = None,
+) -> Dataset:
+    """Build the dataset of a validated plan, of some sentences alone if they are given; otherwise as `build`."""
     view = StoreView(store)
+    if sentences is not None:
+        plan = plan.within(view.those_of(sentences))
     view.check(plan)
-    (loaded,) = read(probe(view, [plan]), output and output.parent)
+    probed = probe(view, [plan])
+    if not len(probed[0].kept):
+        raise SelectionError(f"{store}: {preflight.obstacle(probed[0])}")
+    (loaded,) = read(probed, output and output.parent)
     dataset, n_constant = assemble(loaded)
-    if divided := view.split(plan.split):
+    if divided := view.split(plan):
         logger.info("%s", divided.report_of(np.isin(view.sentences, dataset.metadata["sentence_indices"])))
     if n_constant:
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.data.shape[1])

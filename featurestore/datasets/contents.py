@@ -24,13 +24,18 @@ _FORMS: dict[str, tuple[str, list[str]]] = {
     "y": (_NUMBERS, ["n", "nk"]),
     **{f"norm_{name}": (_NUMBERS, ["d"]) for names in PARAMETERS.values() for name in names},
     **{f"meta_{name}": (_TEXT, [""]) for name in ("strategy", "store", "input_source", "parameters")},
-    **{f"meta_{name}": (_DIGEST, [""]) for name in ("fingerprint", "store_digest", "sentences_digest")},
+    **{f"meta_{name}": (_TEXT, [""]) for name in ("input_tokens", "target_tokens", "combine")},
+    **{f"meta_{name}": (_TEXT, [""]) for name in ("labels_from", "classes", "control")},
+    **{f"meta_{name}": (_TEXT, ["k"]) for name in ("where", "label_names")},
+    **{
+        f"meta_{name}": (_DIGEST, [""]) for name in ("fingerprint", "store_digest", "sentences_digest", "labels_digest")
+    },
     **{f"meta_{name}": (_INTEGERS, [""]) for name in ("n_samples", "input_dims", "near_duplicates_across")},
-    **{f"meta_{name}_sentence_indices": (_INTEGERS, ["k"]) for name in ("dropped", "left_out")},
+    **{f"meta_{name}_sentence_indices": (_INTEGERS, ["k"]) for name in ("dropped", "left_out", "short")},
     "meta_input_layers": (_INTEGERS, ["k"]),
     **{f"meta_{name}": (_INTEGERS, ["", "k"]) for name in ("input_features", "target_layer", "target_feature")},
     **{f"meta_{name}": (_NUMBERS, ["", "k"]) for name in ("input_average_l0", "average_l0")},
-    **{f"meta_{name}": (_INTEGERS, ["n"]) for name in ("sentence_indices", "fold")},
+    **{f"meta_{name}": (_INTEGERS, ["n"]) for name in ("sentence_indices", "token", "fold")},
     "meta_split": (_TEXT, ["n"]),
     **{f"meta_{name}": (_TEXT, [""]) for name in ("groups_digest", "strategy_code", "split_version")},
 }

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def fingerprint(plan: str, store_digest: str, groups_digest: str, code: str = "", split_version: str = "") -> str:
+def fingerprint(
+    plan: str, store_digest: str, groups_digest: str, code: str = "", split_version: str = "", labels_digest: str = ""
+) -> str:
     """Identify a dataset by what it is made of, as hex digits of a SHA-256.
 
     Parameters
@@ -28,8 +30,14 @@ def fingerprint(plan: str, store_digest: str, groups_digest: str, code: str = ""
         `Strategy.code`: nothing for built-in strategies whose values have never changed.
     split_version : str
         `Split.version`: nothing where sides have never changed, or without a split.
+    labels_digest : str
+        Of the labels of ``labels_from``, or nothing.
     """
-    further = [text for text in (code, split_version and f"split {split_version}") if text]
+    further = [
+        text
+        for text in (code, split_version and f"split {split_version}", labels_digest and f"labels {labels_digest}")
+        if text
+    ]
     content = json.dumps([DATASET_VERSION, plan, store_digest, groups_digest, *further])
     return hashlib.sha256(content.encode()).hexdigest()
 

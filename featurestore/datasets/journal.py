@@ -32,7 +32,7 @@ class File:
     Attributes
     ----------
     kind : str
-        ``"groups"``, ``"ranking"`` or ``"statistics"``.
+        ``"groups"``, ``"labels"``, ``"ranking"`` or ``"statistics"``.
     path : str
         Absolute, or relative to the working folder; of what was read from a journal, to the journal's folder.
     identity : str
@@ -44,9 +44,13 @@ class File:
     identity: str
 
 
-def tables(group_by: str | None = None, ranking: str | os.PathLike[str] | None = None) -> list[File]:
-    """Return the files of groups and of a ranking as they are now; what is no file is for its reader to refuse."""
-    paths = {"groups": (group_by or "").rpartition(":")[0], "ranking": os.fspath(ranking or "")}
+def tables(
+    group_by: str | None = None, ranking: str | os.PathLike[str] | None = None, labels_from: str | None = None
+) -> list[File]:
+    """Return the files of groups, labels and a ranking as they are now; what is no file is for its reader to refuse."""
+    columns = {"groups": group_by, "labels": labels_from}
+    paths = {kind: (column or "").rpartition(":")[0] for kind, column in columns.items()}
+    paths["ranking"] = os.fspath(ranking or "")
     return [File(kind, path, digest) for kind, path in paths.items() if path and (digest := content_digest(path))]
 
 
@@ -81,11 +85,11 @@ class Journal:
             found = f"cannot be written ({error.strerror}), so no listing will notice when its files change"
             logger.warning("%s: %s: %s", path, dataset.name, found)
 
-    def has_groups_of(self, dataset: Path, fingerprint: str, files: Iterable[File]) -> bool:
-        """Tell whether a dataset has its groups from the same file, as far as it is noted."""
+    def has_same(self, kind: str, dataset: Path, fingerprint: str, files: Iterable[File]) -> bool:
+        """Tell whether a dataset has its groups, or labels, from the same file, as far as it is noted."""
         then = self._of(dataset.parent).get((dataset.name, fingerprint), [])
-        now = [_relative(file, dataset.parent) for file in files]
-        return any(file.kind == "groups" and file.path in [other.path for other in then] for file in now)
+        now = [_relative(file, dataset.parent) for file in files if file.kind == kind]
+        return any(file.path == other.path for file in now for other in then if other.kind == kind)
 
     def _of(self, folder: Path) -> dict[Key, list[File]]:
         if folder not in self._known:

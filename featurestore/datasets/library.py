@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featurestore.datasets import dataset as datasets
-from featurestore.datasets import journal
-from featurestore.datasets.fingerprints import fingerprint, sentences_digest
-from featurestore.datasets.journal import File, located
-from featurestore.errors import DatasetError, FeatureStoreError, NpzError, StoreError, StoreNotFoundError, shown
+from featurestore.datasets.staleness import Present, recorded_text
+from featurestore.errors import DatasetError, FeatureStoreError, ParameterError, brief, shown, spelled
 from featurestore.paths import PathLike, as_path
-from featurestore.schema import STORES
+from featurestore.schema import CONTROLS, STORES
 from featurestore.splits.split import SplitOptions
-from featurestore.store.location import Location, StorageOptions, location
-from featurestore.store.snapshot import Snapshot, is_store, store_name
-from featurestore.strategies import list_strategies
+from featurestore.store.location import StorageOptions, location
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +32,9 @@ _NAMES = [
     "strategy_code",
     "groups_digest",
     "split_version",
+    "labels_digest",
+    "input_tokens",
+    "control",
     "fingerprint",
 ]
 
@@ -61,10 +59,14 @@ class DatasetEntry:
         Shape of X.
     split : dict
         Options of the split; empty without one.
+    tokens : str
+        Which tokens X is of; ``"final"`` unless the dataset says otherwise.
+    control : str
+        Which control it is (see `featurestore.schema.CONTROLS`); empty for the real dataset.
     state : str
-        ``"current"``; ``"stale"``, where the store has other sentences now, a file of groups, of a ranking or of
-        statistics is another or gone, or a registered strategy has other code; or ``"unknown"`` (there is no such
-        store). X and y are not compared with their checksums.
+        ``"current"``; ``"stale"``, where the store has other sentences now, a file of groups, of labels, of a ranking
+        or of statistics is another or gone, or a registered strategy has other code; or ``"unknown"`` (there is no
+        such store). X and y are not compared with their checksums.
     fingerprint : str
         Identifies what it was made of.
     reason : str
@@ -81,6 +83,8 @@ class DatasetEntry:
     rows: int
     columns: int
     split: dict[str, Any]
+    tokens: str
+    control: str
     state: str
     fingerprint: str
     reason: str = ""
@@ -94,6 +98,7 @@ def list_datasets(
     layer: int | None = None,
     feature: int | None = None,
     stale: bool | None = None,
+    control: str | None = None,
     storage_options: StorageOptions | None = None,
 ) -> list[DatasetEntry]:
     """List the datasets below a folder, by what their files say; X and y are not read.
@@ -112,6 +117,8 @@ def list_datasets(
         Only those with this SAE feature as y.
     stale : bool, optional
         Only those that are stale, or with false only those that are current.
+    control : str, optional
+        Only those of this control (see `featurestore.schema.CONTROLS`); of ``"none"``, the real ones.
     storage_options : mapping, optional
         What fsspec needs to open a URL (see `open_store`).
 
@@ -124,7 +131,12 @@ def list_datasets(
     ------
     DatasetError
         If there is no such folder.
+    ParameterError
+        If there is no such control.
     """
+    names = (*CONTROLS, "none")
+    if control not in (None, *names):
+        raise ParameterError(f"{spelled('control')}: expected one of {', '.join(names)}, found {brief(control)}")
     folder, found = as_path(folder), location(stores, storage_options)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: expected a folder of datasets, found none; build some first")
@@ -132,15 +144,16 @@ def list_datasets(
         logger.warning("%s: no such folder of stores, so no dataset can be compared with its store", found)
     return [
         entry
-        for entry in _all_entries(folder, _Present(found))
+        for entry in _all_entries(folder, Present(found))
         if strategy in (None, entry.strategy)
         and (layer is None or layer in (*entry.layers, entry.target_layer))
         and (feature is None or feature in entry.target_features)
         and (stale is None or entry.state == ("stale" if stale else "current"))
+        and (control is None or control == (entry.control or "none"))
     ]
 
 
-def _all_entries(folder: Path, present: _Present) -> list[DatasetEntry]:
+def _all_entries(folder: Path, present: Present) -> list[DatasetEntry]:
     """List all datasets below a folder, each compared with what it is made of, other datasets too."""
     entries: list[DatasetEntry] = []
     statistics: list[str] = []
@@ -162,57 +175,6 @@ def _all_entries(folder: Path, present: _Present) -> list[DatasetEntry]:
     return _carried(entries, statistics)
 
 
-class _Present:
-    """What there is now of what datasets are made of; each thing is looked at once."""
-
-    def __init__(self, stores: Location) -> None:
-        self._sentences = cache(partial(_sentences, stores))
-        self._content = cache(journal.content_digest)
-        self._files = cache(journal.read)
-        self._fingerprint = cache(_fingerprint)
-        self._strategies = list_strategies()
-
-    def compared(self, path: Path, recorded: Mapping[str, Any]) -> tuple[str, str]:
-        """Return the state of a dataset and the reason, as far as its statistics don't matter."""
-        store, name, made_of = (_text(recorded, key) for key in ("store", "strategy", "fingerprint"))
-        sentences, code = self._sentences(store), _text(recorded, "strategy_code")
-        now = self._strategies[name].code if name in self._strategies else code
-        reasons = list(self._changed(path, made_of))
-        if now != code:
-            reasons.insert(0, f"{name} has other code")
-        if sentences not in (None, _text(recorded, "store_digest", sentences or "")):
-            reasons.insert(0, "the store has other sentences")
-        if not made_of or (sentences is None and not reasons):
-            return "unknown", "no such store" if made_of else "no fingerprint"
-        plan, groups, version = (_text(recorded, key) for key in ("parameters", "groups_digest", "split_version"))
-        expected = fingerprint(plan, sentences or "", groups, now, version)
-        if not reasons and expected != made_of:
-            reasons = ["the fingerprint is another"]
-        if not reasons and code and name not in self._strategies:
-            return "unknown", f"the code of {name} is not known here; name its plugin"
-        return "stale" if reasons else "current", "; ".join(reasons)
-
-    def statistics(self, path: Path, made_of: str, elsewhere: bool) -> str:
-        """Say what is wrong with the file of statistics that a dataset depends on, if that is known.
-
-        One that is gone does no harm where the same statistics are `elsewhere`.
-        """
-        for file in self._used(path, made_of):
-            found = self._fingerprint(located(file, path.parent))
-            if file.kind == "statistics" and found != file.identity and (found or not elsewhere):
-                return f"statistics: {shown(file.path)} is {'another dataset now' if found else 'gone'}"
-        return ""
-
-    def _changed(self, path: Path, made_of: str) -> Iterator[str]:
-        for file in self._used(path, made_of):
-            found = self._content(located(file, path.parent))
-            if file.kind != "statistics" and found != file.identity:
-                yield f"{file.kind}: {shown(file.path)} {'has changed' if found else 'is gone'}"
-
-    def _used(self, path: Path, made_of: str) -> list[File]:
-        return self._files(path.parent).get((path.name, made_of), [])
-
-
 def _carried(entries: Sequence[DatasetEntry], statistics: Sequence[str]) -> list[DatasetEntry]:
     """Make stale what has statistics of datasets that are all stale."""
     entries, before = list(entries), None
@@ -231,45 +193,13 @@ def _stale(entry: DatasetEntry, reason: str) -> DatasetEntry:
     return replace(entry, state="stale", reason="; ".join(reasons))
 
 
-def _sentences(stores: Location, name: str) -> str | None:
-    if Path(name).name != name or name == "..":
-        return None
-    for store in _places(stores, name):
-        try:
-            snapshot = Snapshot.read(store)
-            return sentences_digest(*(snapshot.coord(name) for name in ("sentence", "source_digest")))
-        except StoreNotFoundError:
-            continue
-        except (StoreError, OSError, ValueError) as error:
-            logger.warning("%s", error)
-            return None
-    return None
-
-
-def _places(stores: Location, name: str) -> Iterator[Location]:
-    """Yield where a store of a name may be; what is behind a URL cannot be listed everywhere."""
-    usual = [stores / f"{name}.zarr", stores / name, stores / f"{name}.zarr.zip", stores / f"{name}.zip"]
-    if not isinstance(stores, Path):
-        yield from usual
-    elif stores.is_dir():
-        others = [path for path in sorted(stores.iterdir()) if store_name(path) == name]  # links of other names
-        yield from (place for path in (*usual, *others) if is_store(place := location(path)))
-
-
-def _fingerprint(dataset: Path) -> str:
-    try:
-        return _text(datasets.read_metadata(dataset, ["fingerprint"]), "fingerprint")
-    except (NpzError, OSError, ValueError):
-        return ""
-
-
 def _entry(file: str, recorded: Mapping[str, Any], plan: Mapping[str, Any], state: str, reason: str) -> DatasetEntry:
     rows, columns = recorded["shape"].tolist()
     target_layer, *_ = (*_integers(recorded, "target_layer"), None)
     return DatasetEntry(
         file=file,
-        store=_text(recorded, "store"),
-        strategy=_text(recorded, "strategy"),
+        store=recorded_text(recorded, "store"),
+        strategy=recorded_text(recorded, "strategy"),
         normalize=str(recorded["normalize"]),
         layers=_integers(recorded, "input_layers"),
         target_layer=target_layer,
@@ -277,15 +207,17 @@ def _entry(file: str, recorded: Mapping[str, Any], plan: Mapping[str, Any], stat
         rows=rows,
         columns=columns,
         split=plan.get("split", {}),
+        tokens=recorded_text(recorded, "input_tokens", "final"),
+        control=recorded_text(recorded, "control"),
         state=state,
-        fingerprint=_text(recorded, "fingerprint"),
+        fingerprint=recorded_text(recorded, "fingerprint"),
         reason=reason,
     )
 
 
 def _plan(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a dataset was to be, as `Plan.json` says it."""
-    plan = json.loads(_text(recorded, "parameters", "{}"))
+    plan = json.loads(recorded_text(recorded, "parameters", "{}"))
     if not isinstance(plan, dict) or not isinstance(split := plan.get("split", {}), dict):
         raise ValueError("meta_parameters: expected options by name")
     if split.keys() - {field.name for field in fields(SplitOptions)}:
@@ -293,13 +225,6 @@ def _plan(recorded: Mapping[str, Any]) -> dict[str, Any]:
     if split:
         SplitOptions(**split)
     return plan
-
-
-def _text(recorded: Mapping[str, Any], name: str, default: str = "") -> str:
-    value = recorded.get(name, np.array(default))
-    if value.dtype.kind != "U" or value.ndim:
-        raise ValueError(f"meta_{name}: expected text, found {value.dtype} of shape {value.shape}")
-    return str(value)
 
 
 def _integers(recorded: Mapping[str, Any], name: str) -> tuple[int, ...]:

@@ -6,14 +6,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.datasets.normalize import check_method
 from featurestore.errors import DatasetError, ParameterError, brief, spelled
-from featurestore.ranges import format_numbers
+from featurestore.questions.choices import NONE, Choices
+from featurestore.ranges import format_numbers, integer
 from featurestore.schema import DATASETS, NORMALIZATIONS
 from featurestore.splits.split import SplitOptions
 from featurestore.store.location import Location
@@ -23,6 +24,7 @@ from featurestore.strategies import get_strategy
 if TYPE_CHECKING:
     from featurestore.datasets.dataset import Dataset
     from featurestore.datasets.journal import File
+    from featurestore.questions.rows import Condition
     from featurestore.strategies import Strategy
 
 _LONGEST_NAME = 180
@@ -41,6 +43,8 @@ class Plan:
         What X and y are.
     arguments : mapping
         Its validated options, those that were given.
+    choices : Choices
+        What else its rows, X and y are.
     normalize : str
         Method, or that of `stats_from`.
     drop_nonfinite : bool
@@ -49,6 +53,8 @@ class Plan:
         How rows are divided, if they are.
     stats_from : Dataset or None
         The dataset whose normalization is used, instead of one that is fitted.
+    seed : int
+        Of a control.
     files : tuple of File
         Where some of this came from; no part of `json`.
     """
@@ -56,9 +62,11 @@ class Plan:
     strategy: Strategy
     arguments: Mapping[str, Any]
     normalize: str
+    choices: Choices = NONE
     drop_nonfinite: bool = False
     split: SplitOptions | None = None
     stats_from: Dataset | None = None
+    seed: int = 0
     files: tuple[File, ...] = ()
 
     @classmethod
@@ -67,10 +75,12 @@ class Plan:
         strategy: str,
         options: Mapping[str, object],
         *,
+        choices: Choices = NONE,
         normalize: str | None = None,
         drop_nonfinite: bool = False,
         split: SplitOptions | None = None,
         stats_from: Dataset | None = None,
+        seed: int = 0,
         files: Iterable[File] = (),
     ) -> Self:
         """Validate what a user asks for; `options` are those of the strategy.
@@ -93,12 +103,32 @@ class Plan:
         return cls(
             strategy=chosen,
             arguments=chosen.arguments(options),
+            choices=choices,
             normalize=normalize or NORMALIZATIONS[0],
             drop_nonfinite=drop_nonfinite,
             split=split,
             stats_from=stats_from,
+            seed=seed,
             files=tuple(files),
         )
+
+    def within(self, condition: Condition | None) -> Self:
+        """Return the same of a population that has to meet one more condition, if there is any."""
+        if condition is None:
+            return self
+        where = tuple(sorted({*self.choices.where, condition}))
+        return replace(self, choices=replace(self.choices, where=where))
+
+    @cached_property
+    def selection(self) -> str:
+        """What X and y depend on before they are normalized or divided; the same for the same selection."""
+        # The file of labels by its path, as another of the same column may have other ones.
+        return repr((self.called, self.choices, self.choices.control and self.seed))
+
+    @cached_property
+    def called(self) -> str:
+        """The call of the strategy."""
+        return repr((self.strategy.name, sorted(self.arguments.items())))
 
     @cached_property
     def json(self) -> str:
@@ -107,7 +137,10 @@ class Plan:
             "strategy": self.strategy.name,
             "parameters": self.arguments,
             "normalize": self.normalize,
+            **self.choices.given,
         }
+        if self.choices.control:
+            given["seed"] = self.seed
         if self.drop_nonfinite:
             given["drop_nonfinite"] = True
         if self.split:
@@ -122,6 +155,9 @@ class Plan:
         words = [self.strategy.name]
         for name, value in self.arguments.items():
             words.append(f"{_dashed(name)}-{format_numbers(value) if isinstance(value, tuple) else value}")
+        words += [_word(name, value) for name, value in self.choices.given.items()]
+        if self.choices.control and self.seed and not self.split:  # whose seed is the same
+            words.append(f"seed-{self.seed}")
         words.append(self.normalize)
         words += [f"{_dashed(name)}-{value}" for name, value in self._split.items()]
         if self.drop_nonfinite:
@@ -129,7 +165,7 @@ class Plan:
         if self.stats_from:
             words.append(f"stats-from-{str(self.stats_from.metadata['fingerprint'])[:8]}")
         full = "_".join(words)
-        name = re.sub(r"[^A-Za-z0-9_.,+-]", "-", full)[:_LONGEST_NAME]  # file systems hold 255 bytes
+        name = re.sub(r"[^A-Za-z0-9_.,+=-]", "-", full)[:_LONGEST_NAME]  # file systems hold 255 bytes
         if name != full:
             name += f"..._{hashlib.sha256(self.json.encode()).hexdigest()[:12]}"
         return f"{name}.npz"
@@ -163,6 +199,13 @@ def split_options(
     return SplitOptions(test_size=test_size, folds=folds, seed=0 if seed is None else seed, group_by=group_by)
 
 
+def read_seed(seed: object) -> int:
+    """Read a seed; ParameterError if it is no integer of at least 0."""
+    if (number := integer(spelled("seed"), seed)) < 0:
+        raise ParameterError(f"{spelled('seed')}: expected 0 or more, found {brief(number)}")
+    return number
+
+
 def default_output(store: Location, plan: Plan, folder: Path = DATASETS) -> Path:
     """Name a dataset after what is in it: ``generated_datasets/<store>/<strategy and its options>.npz``."""
     return folder / store_name(store) / plan.file_name
@@ -170,6 +213,13 @@ def default_output(store: Location, plan: Plan, folder: Path = DATASETS) -> Path
 
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _word(name: str, value: object) -> str:
+    """Say in a file's name what was chosen."""
+    if name == "where":
+        return f"where-{'-and-'.join(map(str, value))}"  # type: ignore[call-overload]
+    return _dashed(name) if value is True else f"{_dashed(name)}-{value}"
 
 
 def _check_statistics(dataset: Dataset, strategy: str, normalize: str | None) -> None:

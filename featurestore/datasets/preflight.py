@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 def obstacle(probed: Probed) -> str:
     """Say why a dataset cannot be built at all, or nothing."""
-    finite = probed.finite
-    n_bad = int(np.count_nonzero(~finite))
+    selected, kept = probed.selected, probed.kept
+    if not len(kept):
+        return f"no sentence is left of those that have {_population(probed)}; choose others"
+    n_bad = len(probed.nonfinite)
     if n_bad and not probed.plan.drop_nonfinite:
-        return f"{n_bad} of {len(finite)} sentences have NaN or infinite values; drop_nonfinite: true leaves them out"
-    if n_bad == len(finite):
+        n = len(np.unique(selected.sentences))
+        return f"{n_bad} of {n} sentences have NaN or infinite values; drop_nonfinite: true leaves them out"
+    if not kept.any():
         return "no sentence has finite values throughout"
-    if not np.any(finite & probed.training):
-        return "no training sentence has finite values throughout"
+    if not np.any(kept & probed.training):
+        return f"no training sentence {'has finite values throughout' if n_bad else f'has {_population(probed)}'}"
     return ""
 
 
@@ -37,39 +40,50 @@ def problem(probed: Probed, min_active: int) -> str:
     probed : Probed
         The dataset, as far as it has been read.
     min_active : int
-        A target feature that is active in fewer training sentences is nearly dead.
+        A target feature that is active in fewer training rows is nearly dead.
     """
     if found := obstacle(probed):
         return found
-    y, finite = probed.selected.y, probed.finite
+    y, kept = probed.selected.aligned.y, probed.kept
+    rows = "sentences" if probed.selected.tokens is None else "tokens"
     if y.name == "label" and y.ndim == 1:
-        return _unfit_labels(probed, finite)
-    training = probed.y[finite & probed.training]
-    columns = training.reshape(len(training), -1).T
-    faults = (_inactive(column, min_active) if y.name == ACTIVATIONS else _constant(column) for column in columns)
+        return _unfit_labels(probed, kept, rows)
+    training = probed.y[kept & probed.training]
+    columns, rows = training.reshape(len(training), -1).T, f"training {rows}"
+    faults = (
+        _inactive(column, min_active, rows) if y.name == ACTIVATIONS else _constant(column, rows) for column in columns
+    )
     return "; ".join(f"{_name(y, i)} is {fault}" for i, fault in enumerate(faults) if fault)
 
 
-def _unfit_labels(probed: Probed, finite: NDArray[np.bool_]) -> str:
-    labels, divided = probed.y[finite], probed.view.split(probed.plan.split)
-    if fault := _constant(labels, "sentences"):
+def _population(probed: Probed) -> str:
+    choices = probed.plan.choices
+    asked = [str(condition) for condition in choices.where] + [f"one of the classes {choices.classes}"] * bool(
+        choices.classes
+    )
+    return " and ".join(asked) or "tokens enough"
+
+
+def _unfit_labels(probed: Probed, kept: NDArray[np.bool_], rows: str) -> str:
+    labels, divided = probed.y[kept], probed.view.split(probed.plan)
+    if fault := _constant(labels, rows):
         return f"y is {fault}"
-    return _missing_labels(labels, divided, probed.selected.positions[finite]) if divided else ""
+    return _missing_labels(labels, divided, probed.selected.positions[kept], rows) if divided else ""
 
 
-def _constant(column: NDArray[Any], rows: str = "training sentences") -> str:
+def _constant(column: NDArray[Any], rows: str) -> str:
     return f"constant: {column[0]} in all {len(column)} {rows}" if np.all(column == column[0]) else ""
 
 
-def _inactive(column: NDArray[Any], min_active: int) -> str:
+def _inactive(column: NDArray[Any], min_active: int, rows: str) -> str:
     n, active = len(column), int(np.count_nonzero(column))
     if not active:
-        return f"dead: active in none of {n} training sentences"
-    few = f"nearly dead: active in {active} of {n} training sentences, fewer than min_active: {min_active}"
-    return _constant(column) or (few if active < min_active else "")
+        return f"dead: active in none of {n} {rows}"
+    few = f"nearly dead: active in {active} of {n} {rows}, fewer than min_active: {min_active}"
+    return _constant(column, rows) or (few if active < min_active else "")
 
 
-def _missing_labels(labels: NDArray[Any], divided: Split, positions: NDArray[np.intp]) -> str:
+def _missing_labels(labels: NDArray[Any], divided: Split, positions: NDArray[np.intp], rows: str) -> str:
     """Say which labels some part lacks: they have fewer sentences, or groups of them, than there are parts."""
     sides = divided.sides
     values, counts = np.unique(labels, return_counts=True)
@@ -79,12 +93,14 @@ def _missing_labels(labels: NDArray[Any], divided: Split, positions: NDArray[np.
         if len(lacking):
             parts = ", ".join("the test part" if side < 0 else f"fold {side}" for side in lacking.tolist())
             parts = parts if divided.fold is not None or lacking[0] < 0 else "the training part"
-            faults.append(f"label {value} ({count} of {len(labels)} sentences) is missing in {parts}")
+            faults.append(f"label {value} ({count} of {len(labels)} {rows}) is missing in {parts}")
     return "; ".join(faults)
 
 
 def _name(y: xr.DataArray, column: int) -> str:
     if y.name != ACTIVATIONS or not {"layer", "feature"} <= set(y.coords):
         return "y" if y.ndim == 1 else f"column {column} of y"
-    layer, feature = (np.broadcast_to(y[name].values, y.shape[1:] or (1,))[column] for name in ("layer", "feature"))
-    return f"feature {feature} of layer {layer}"
+    layer, feature = (
+        np.ravel(y[name].values) for name in ("layer", "feature")
+    )  # repeated where tokens stand side by side
+    return f"feature {feature[column % len(feature)]} of layer {layer[column % len(layer)]}"

@@ -19,13 +19,15 @@ import dask.array as da
 import numpy as np
 
 from featurestore.datasets import normalize, workers
-from featurestore.datasets.alignment import Aligned, representable
+from featurestore.datasets.alignment import representable
 from featurestore.datasets.dataset import Columns
 from featurestore.datasets.normalize import Extremes, Normalization, Statistics
 from featurestore.errors import naming
+from featurestore.questions.tokens import of_rows
 
 if TYPE_CHECKING:
     from featurestore.datasets.plans import Plan
+    from featurestore.datasets.selected import Selected
     from featurestore.datasets.view import StoreView
 
     Array = np.ndarray[Any, Any]
@@ -36,7 +38,7 @@ IN_MEMORY_BYTES = 256 << 20
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Probed:
-    """A plan of a store, and what is known of its dataset before X is read: k sentences are selected.
+    """A plan of a store, and what is known of its dataset before X is read: k rows are selected.
 
     Attributes
     ----------
@@ -47,7 +49,8 @@ class Probed:
     y : ndarray, (k,) or (k, targets)
         Its y, in the order of the store.
     finite_blocks : tuple of ndarray, (k,) bool
-        For each block of X, which sentences a dataset can hold, as far as it has been read.
+        For each block of X, which rows a dataset can hold, as far as it has been read; of a control, what its real
+        counterpart can hold, so that both have the same rows.
     """
 
     view: StoreView
@@ -56,13 +59,13 @@ class Probed:
     finite_blocks: tuple[Array, ...]
 
     @property
-    def selected(self) -> Aligned:
-        """What the strategy has selected, lazy."""
+    def selected(self) -> Selected:
+        """Its rows, lazy."""
         return self.view.select(self.plan)
 
     @property
     def finite(self) -> Array:
-        """Which sentences have values that a dataset can hold, as far as they have been read.
+        """Which rows have values that a dataset can hold, as far as they have been read.
 
         Returns
         -------
@@ -73,9 +76,19 @@ class Probed:
         return np.all([y, *self.finite_blocks], axis=0)
 
     @property
+    def nonfinite(self) -> Array:
+        """The sentences that have a row that is not `finite`, each once, (m,) int64."""
+        return np.unique(self.selected.sentences[~self.finite])
+
+    @property
+    def kept(self) -> Array:
+        """Which rows are of other sentences, (k,) bool."""
+        return ~np.isin(self.selected.sentences, self.nonfinite)
+
+    @property
     def training(self) -> Array:
-        """Which sentences are training rows, (k,) bool: all of them, without a split."""
-        return self.view.training_rows(self.plan.split)[self.selected.positions]
+        """Which rows are for training, (k,) bool: all of them, without a split."""
+        return self.view.training_rows(self.plan)[self.selected.positions]
 
 
 type Measure[E: Extremes] = Callable[[Sequence[Array], Array], list[E]]
@@ -154,10 +167,11 @@ def _of_one[E: Extremes](block: Array, rows: Array, measure: Measure[E]) -> E:
 def probe(view: StoreView, plans: Sequence[Plan]) -> list[Probed]:
     """Read y of some plans, each chunk once; of X only chunks in which ingest has seen non-finite values."""
     selected = [view.select(plan) for plan in plans]
-    outcomes = {one.y_data.name: one.y_data for one in selected}
+    outcomes = {one.outcome.name: one.outcome for one in selected}
     nonfinite = view.ds["n_nonfinite"].values > 0
-    rows = {block.name: nonfinite[one.positions] for one in selected for block in one.columns}
-    suspects = {name: block[rows[name]] for name, block in view.blocks(plans).items() if rows[name].any()}
+    blocks = {block.name: (block, nonfinite[one.positions]) for one in selected for block in one.real}
+    rows = {name: suspected for name, (_, suspected) in blocks.items()}
+    suspects = {name: of_rows(block, suspected) for name, (block, suspected) in blocks.items() if suspected.any()}
     computed = workers.compute([*outcomes.values(), *(representable(block) for block in suspects.values())])
     y, fit = dict(zip(outcomes, computed, strict=False)), computed[len(outcomes) :]
     finite = {name: np.ones(len(suspected), bool) for name, suspected in rows.items()}
@@ -165,7 +179,7 @@ def probe(view: StoreView, plans: Sequence[Plan]) -> list[Probed]:
         finite[name][rows[name]] = found.all(axis=1)
     return [
         Probed(
-            view=view, plan=plan, y=y[one.y_data.name], finite_blocks=tuple(finite[block.name] for block in one.columns)
+            view=view, plan=plan, y=y[one.outcome.name], finite_blocks=tuple(finite[block.name] for block in one.real)
         )
         for plan, one in zip(plans, selected, strict=True)
     ]
@@ -190,7 +204,7 @@ def read(
     list of Loaded
         In the same order.
     """
-    lazy = {block.name: block for one in probed for block in one.selected.columns}
+    lazy = {block.name: block for one in probed for block in (*one.selected.real, *one.selected.columns)}
     inputs = [_Input(raw, progress) for raw in _allocate(list(lazy.values()), scratch)]
     workers.store(list(lazy.values()), inputs)
     stored = dict(zip(lazy, inputs, strict=True))
@@ -200,7 +214,7 @@ def read(
             view=one.view,
             plan=one.plan,
             y=one.y,
-            finite_blocks=tuple(stored[block.name].finite for block in one.selected.columns),
+            finite_blocks=tuple(stored[block.name].finite for block in one.selected.real),
             blocks=blocks,
         )
         for one in probed
@@ -208,7 +222,7 @@ def read(
 
 
 class _Input:
-    """A block of X as dask stores it: raw values, and which sentences are finite."""
+    """A block of X as dask stores it: raw values, and which rows are finite."""
 
     def __init__(self, raw: Array, progress: Callable[[int], None]) -> None:
         self.raw, self.finite, self._progress = raw, np.zeros(len(raw), bool), progress

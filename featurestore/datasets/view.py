@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 
 from featurestore.datasets.alignment import Aligned, align
+from featurestore.datasets.described import about_X
 from featurestore.datasets.fingerprints import fingerprint, sentences_digest
 from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
-from featurestore.errors import DatasetError, SelectionError, StrategyError, lacking, spelled
+from featurestore.datasets.selected import Selected, controlled, select
+from featurestore.errors import DatasetError, SelectionError, StrategyError, lacking, some, spelled
+from featurestore.questions.choices import Choices
+from featurestore.questions.labels import Labels, read_labels, relabelled
+from featurestore.questions.rows import Condition, met
 from featurestore.ranges import format_numbers
-from featurestore.schema import ACTIVATIONS, EMBEDDINGS, HIDDEN_STATES
+from featurestore.schema import ACTIVATIONS, HIDDEN_STATES
 from featurestore.splits import split as splits
 from featurestore.store.location import Location
 from featurestore.store.reading import open_store
@@ -76,17 +82,19 @@ class StoreView:
             raise SelectionError(f"{store}: holds no sentences yet; ingest some first")
         self.digests = self.ds["source_digest"].values
         self.digest = sentences_digest(self.sentences, self.digests)
-        self._selections: dict[str, Aligned] = {}
+        self._aligned: dict[str, Aligned] = {}
+        self._selected: dict[str, Selected] = {}
         self._warned: set[str] = set()
         self._rankings: dict[tuple[Any, ...], list[Target]] = {}
-        self._splits: dict[SplitOptions, Split] = {}
+        self._labels: dict[str, Labels] = {}
+        self._splits: dict[tuple[SplitOptions, str | None], Split] = {}
 
     @property
     def name(self) -> str:
         """Name of the store, without its folder."""
         return store_name(self.path)
 
-    def select(self, plan: Plan) -> Aligned:
+    def select(self, plan: Plan) -> Selected:
         """Return X and y of a plan, lazy.
 
         Raises
@@ -95,15 +103,25 @@ class StoreView:
             If the store lacks what is asked for.
         StrategyError
             If what the strategy returns is no dataset.
+        ParameterError
+            If an option does not fit what the strategy has selected.
         """
-        key = f"{plan.strategy.name} {sorted(plan.arguments.items())}"
-        if key not in self._selections:
+        if plan.selection not in self._selected:
+            aligned, choices = self._align(plan), plan.choices
+            with lacking(self.path):
+                selected = select(aligned, choices, self.ds, self.population(choices))
+                self._selected[plan.selection] = controlled(selected, choices.control, plan.seed, self.ds)
+        return self._selected[plan.selection]
+
+    def _align(self, plan: Plan) -> Aligned:
+        key = repr((plan.called, plan.choices.labels_from, plan.choices.classes))
+        if key not in self._aligned:
             selection = self._selection(plan)
             try:
-                self._selections[key] = align(selection, self.sentences)
+                self._aligned[key] = align(selection, self.sentences, self.ds["token"].values)
             except StrategyError as error:
                 raise StrategyError(f"{plan.strategy.name}: {error}") from None
-        return self._selections[key]
+        return self._aligned[key]
 
     def _selection(self, plan: Plan) -> Selection:
         """Call the strategy, whose own errors are told from ours."""
@@ -111,7 +129,8 @@ class StoreView:
             for option in plan.strategy.options:
                 if option.name in plan.arguments:
                     self.check_option(option, plan.arguments[option.name])
-            return plan.strategy.select(self.ds.copy(), **plan.arguments)
+            ds = relabelled(self.ds, self.labels(plan.choices), plan.choices.classes)
+            return plan.strategy.select(ds.copy(), **plan.arguments)
         except SelectionError as error:
             raise SelectionError(f"{self.path}: {error}") from None
         except SystemExit as stop:
@@ -119,6 +138,48 @@ class StoreView:
         except Exception as error:
             error.add_note(f"in the strategy {plan.strategy.name}")
             raise
+
+    def labels(self, choices: Choices) -> Labels | None:
+        """Return the labels that are used in place of the store's, if there are any.
+
+        Raises
+        ------
+        ParameterError
+            If the file cannot be read, or does not say the label of every sentence.
+        """
+        if (source := choices.labels_from) is None:
+            return None
+        if source not in self._labels:
+            self._labels[source] = read_labels(self.ds, source)
+        return self._labels[source]
+
+    def labelled(self, choices: Choices) -> xr.Dataset:
+        """Return the store with the labels that are used, before they are mapped to classes."""
+        return relabelled(self.ds, self.labels(choices), None)
+
+    def those_of(self, sentences: Array) -> Condition | None:
+        """Return the condition that leaves some sentences; none if these are all there are.
+
+        Raises
+        ------
+        SelectionError
+            If one is not in the store, or there are none.
+        """
+        if len(foreign := np.setdiff1d(sentences, self.sentences)) or not len(sentences):
+            found = f"found sentence_index {some(foreign)}" if len(foreign) else "found none"
+            raise SelectionError(
+                f"{self.path}: expected sentences of the store, {found}; open it again and select some"
+            )
+        return (
+            None if len(sentences) == len(self.sentences) else Condition("sentence", tuple(np.sort(sentences).tolist()))
+        )
+
+    def population(self, choices: Choices) -> Array:
+        """Tell which sentences may be rows, (n,) bool: those that meet all conditions, and have one of the classes."""
+        chosen = met(self.labelled(choices), choices.where)
+        if choices.classes:
+            chosen = chosen & relabelled(self.ds, self.labels(choices), choices.classes)["has_label"].values
+        return chosen
 
     def check(self, plan: Plan) -> None:
         """Check a plan against the store, without reading what is to be built.
@@ -133,10 +194,10 @@ class StoreView:
         self.select(plan)
         if plan.stats_from is not None:
             self._check_same_input(plan, plan.stats_from)
-            self._warn_of_test_rows(plan.stats_from, plan.split)
+            self._warn_of_test_rows(plan.stats_from, plan)
 
     def _check_same_input(self, plan: Plan, other: Dataset) -> None:
-        for name, ours in self.inputs(plan).items():
+        for name, ours in about_X(plan, self.select(plan)).items():
             theirs = np.asarray(other.metadata.get(name))
             if name == "input_features" and self.select(plan).densest is not None:
                 ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
@@ -144,8 +205,8 @@ class StoreView:
                 found = f"its X has {name} {theirs}, this one has {ours}"
                 raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
 
-    def _warn_of_test_rows(self, other: Dataset, options: SplitOptions | None) -> None:
-        divided = self.split(options)
+    def _warn_of_test_rows(self, other: Dataset, plan: Plan) -> None:
+        divided = self.split(plan)
         if divided is None or other.metadata["store_digest"] != self.digest:
             return
         theirs = other.metadata["sentence_indices"]
@@ -186,56 +247,69 @@ class StoreView:
         sae_position(self.ds, int(target["target_layer"]), target.get("average_l0"))
         check_feature(self.ds, int(target["target_feature"]))
 
-    def rank(
-        self, by: str, layers: Sequence[int], top: int, rows: Array, split: SplitOptions | None, min_active: int
-    ) -> list[Target]:
+    def rank(self, by: str, layers: Sequence[int], top: int, rows: Array, plan: Plan, min_active: int) -> list[Target]:
         """Find the features that rank first in the training rows among some (see `featurestore.datasets.ranking.rank`).
 
-        Once for all that ask for the same.
+        By the labels and the split of a plan, once for all that ask for the same.
         """
-        key = (by, tuple(layers), top, rows.tobytes(), split, min_active)
+        labels_from, classes = plan.choices.labels_from, plan.choices.classes
+        key = (by, tuple(layers), top, rows.tobytes(), plan.split, labels_from, classes, min_active)
         if key not in self._rankings:
-            counted = self.training_rows(split) & np.isin(np.arange(len(self.sentences)), rows)
-            self._rankings[key] = rank(self.ds, by, layers, top, counted, min_active)
+            counted = self.training_rows(plan) & np.isin(np.arange(len(self.sentences)), rows)
+            ds = relabelled(self.ds, self.labels(plan.choices), classes)
+            self._rankings[key] = rank(ds, by, layers, top, counted, min_active)
         return self._rankings[key]
 
-    def split(self, options: SplitOptions | None) -> Split | None:
-        """Return how the sentences are divided, if they are.
+    def split(self, plan: Plan) -> Split | None:
+        """Return how the sentences are divided, all of the store, whichever are rows; None without a split.
 
         Raises
         ------
         SelectionError
             If they cannot be divided so.
         ParameterError
-            If the groups are missing or unreadable.
+            If the groups or labels are missing or unreadable.
         """
-        if options is None:
+        if plan.split is None:
             return None
-        if options not in self._splits:
+        key = plan.split, plan.choices.labels_from
+        if key not in self._splits:
             with lacking(self.path):
-                self._splits[options] = splits.split(self.ds, options)
-        return self._splits[options]
+                divided = splits.split(self.labelled(plan.choices), plan.split)
+            labels = self.labels(plan.choices)
+            self._splits[key] = replace(divided, stratified_by=f"the labels {labels.column}") if labels else divided
+        return self._splits[key]
 
-    def training_rows(self, options: SplitOptions | None) -> Array:
+    def training_rows(self, plan: Plan) -> Array:
         """Tell which sentences are training rows: all of them, without a split; (n,) bool."""
-        divided = self.split(options)
+        divided = self.split(plan)
         return np.ones(len(self.sentences), bool) if divided is None else divided.train
 
     def fingerprint(self, plan: Plan) -> str:
         """Identify the dataset that a plan makes of this store."""
         return fingerprint(
-            plan.json, self.digest, self.groups_digest(plan), plan.strategy.code, self.split_version(plan)
+            plan.json,
+            self.digest,
+            self.groups_digest(plan),
+            plan.strategy.code,
+            self.split_version(plan),
+            self.labels_digest(plan),
         )
 
     def split_version(self, plan: Plan) -> str:
         """Return the version of the sides that a plan gives the sentences; nothing where they have never changed."""
-        divided = self.split(plan.split)
+        divided = self.split(plan)
         return divided.version if divided else ""
 
     def groups_digest(self, plan: Plan) -> str:
         """Identify the groups of the sentences that a plan keeps together; nothing without ``group_by``."""
-        grouped = plan.split and plan.split.group_by and self.split(plan.split)
+        grouped = plan.split and plan.split.group_by and self.split(plan)
         return grouped.groups_digest if grouped else ""
+
+    def labels_digest(self, plan: Plan) -> str:
+        """Identify the labels that a plan takes from elsewhere; nothing where they are the store's."""
+        labels = self.labels(plan.choices)
+        return labels.digest if labels else ""
 
     def digest_of(self, positions: Array) -> str:
         """Identify the content of the sentences that stand there in the store, in any order."""
@@ -249,44 +323,10 @@ class StoreView:
         return len(selected.positions), selected.width
 
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
-        """Return the blocks of X of some plans by name, what they share once."""
-        return {block.name: block for plan in plans for block in self.select(plan).columns}
+        """Return the blocks that are read or made for X of some plans, by name, what they share once."""
+        selected = [self.select(plan) for plan in plans]
+        return {block.name: block for one in selected for block in (*one.real, *one.columns)}
 
     def n_bytes(self, plans: Iterable[Plan]) -> int:
         """Size of the raw X of some plans, what they share counted once."""
         return sum(int(block.nbytes) for block in self.blocks(plans).values())
-
-    def inputs(self, plan: Plan) -> dict[str, Any]:
-        """Say what X is, as far as it is known without reading it."""
-        blocks = self.select(plan).X
-        layers = [_about(block, "layer") for block in blocks if block.name != EMBEDDINGS]
-        inputs = {
-            "input_source": "+".join(dict.fromkeys(str(block.name or "unnamed") for block in blocks)),
-            "input_layers": np.hstack([np.array([], np.int64), *(found for found in layers if found is not None)]),
-            "input_dims": self.shape(plan)[1],
-        }
-        if blocks[0].name == ACTIVATIONS:
-            about = {f"input_{name}": _about(blocks[0], coord) for name, coord in _ABOUT_ACTIVATIONS.items()}
-            inputs |= {name: value for name, value in about.items() if value is not None}
-        return inputs
-
-    def outputs(self, plan: Plan) -> dict[str, Any]:
-        """Say which features y is, if it is of activations."""
-        y = self.select(plan).y
-        if y.name != ACTIVATIONS:
-            return {}
-        names = {"target_layer": "layer", "target_feature": "feature", "average_l0": "average_l0"}
-        about = {name: _about(y, coord) for name, coord in names.items()}
-        return {name: value for name, value in about.items() if value is not None}
-
-
-_ABOUT_ACTIVATIONS = {"average_l0": "average_l0", "features": "feature"}
-
-
-def _about(array: xr.DataArray, coord: str) -> Array | None:
-    """Return a coordinate of the columns, if there is one of numbers."""
-    known = array.coords.get(coord)
-    if known is None or known.ndim > 1 or "sentence" in known.dims or known.dtype.kind not in "iuf":
-        return None
-    values: Array = array[coord].values
-    return values

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from featurestore.datasets.journal import File
+from featurestore.datasets.journal import File, tables
+from featurestore.datasets.plans import Plan
 from featurestore.errors import SelectionError, spelled
+from featurestore.questions.choices import Choices, read_choice
+from featurestore.questions.options import OPTIONS
 from featurestore.ranges import parse_numbers
 from featurestore.recipes.nodes import Faults, Node
 from featurestore.recipes.targets import ALL, TARGET, Ranking, Targets, checked, read_targets
-from featurestore.schema import NORMALIZATIONS
+from featurestore.schema import CONTROLS, NORMALIZATIONS
 from featurestore.strategies import NUMBER, Option, Strategy, get_strategy
 
 if TYPE_CHECKING:
+    from featurestore.datasets.dataset import Dataset
     from featurestore.datasets.view import StoreView
     from featurestore.splits.split import SplitOptions
 
@@ -25,11 +31,35 @@ logger = logging.getLogger(__name__)
 
 MAX_DATASETS = 100_000
 
-Methods = tuple[str | None, ...]
-"""Normalizations; None stands for the default."""
 
-Options = dict[str, Any]
-"""Values of a strategy's options by name."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Shared:
+    """What all datasets of a recipe have in common; as of `Plan`."""
+
+    drop_nonfinite: bool
+    split: SplitOptions | None
+    stats_from: Dataset | None
+    seed: int
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Usual:
+    """What holds for an entry that says nothing else.
+
+    Attributes
+    ----------
+    methods : tuple of str or None
+        Normalizations; None stands for the default.
+    choices : mapping of str to sequence
+        Alternatives of the options that compose with every strategy.
+    controls : tuple of str
+        What is built beside each dataset.
+    """
+
+    methods: tuple[str | None, ...] = (None,)
+    choices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,9 +76,13 @@ class Entry:
         Values for each option.
     targets : list of (Node, Target), Ranking, or None
         The features to predict, or how to find them, where they are not among the alternatives.
+    choices : tuple of Choices
+        What else X and y are.
     methods : tuple of str or None
-        Normalizations.
-    files : list of File
+        Normalizations; None stands for the default.
+    controls : tuple of str or None
+        What is built in place of each dataset; None stands for itself.
+    files : tuple of File
         That of the ranking, if there is one.
     """
 
@@ -56,37 +90,66 @@ class Entry:
     strategy: Strategy
     alternatives: Mapping[str, Node]
     targets: Targets | None
-    methods: Methods
-    files: list[File]
+    choices: tuple[Choices, ...]
+    methods: tuple[str | None, ...]
+    controls: tuple[str | None, ...]
+    files: tuple[File, ...]
 
-    def expand(self, view: StoreView, split: SplitOptions | None) -> Iterator[Options]:
-        """Expand the product, normalizations aside."""
-        options = {option.name: option for option in self.strategy.options}
-        values = [_values(options[name], node, view) for name, node in self.alternatives.items()]
+    def plans(self, view: StoreView, shared: Shared) -> Iterator[Plan]:
+        """Expand the product for one store."""
+        known = {option.name: option for option in self.strategy.options}
+        values = [_values(known[name], node, view) for name, node in self.alternatives.items()]
         n_targets = self.targets.top if isinstance(self.targets, Ranking) else len(self.targets or [{}])
-        if (n := n_targets * math.prod(map(len, values))) > MAX_DATASETS:
+        lists = [*values, self.choices, self.methods, self.controls]
+        if (n := n_targets * math.prod(map(len, lists))) > MAX_DATASETS:
             raise self.node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
         if isinstance(self.targets, Ranking) and not view.readable:
             what = "%s: %d datasets are of features that can only be ranked once it is ingested"
-            logger.info(what, view.name, n * len(self.methods))
+            logger.info(what, view.name, n)
             return
-        chosen = [dict(zip(self.alternatives, one, strict=True)) for one in product(*values)]
-        yield from chosen if self.targets is None else self._each_target(self.targets, chosen, view, split)
+        called = [dict(zip(self.alternatives, one, strict=True)) for one in product(*values)]
+        files = [[*shared.files, *tables(labels_from=one.labels_from), *self.files] for one in self.choices]
+        chosen = [
+            partial(self._plan, shared, used, choices, options)
+            for options, (choices, used) in product(called, zip(self.choices, files, strict=True))
+        ]
+        for plan_of in chosen if self.targets is None else self._each_target(self.targets, chosen, view):
+            for method, control in product(self.methods, self.controls):
+                yield plan_of(method=method, control=control)
 
     def _each_target(
-        self, targets: Targets, chosen: Sequence[Options], view: StoreView, split: SplitOptions | None
-    ) -> Iterator[Options]:
+        self, targets: Targets, chosen: Sequence[Callable[..., Plan]], view: StoreView
+    ) -> Iterator[Callable[..., Plan]]:
         """Complete all that is chosen by the first target, then by the next."""
-        of_each = [
-            targets.find(view, self.strategy.name, options, split) if isinstance(targets, Ranking) else targets
-            for options in chosen
-        ]
+        of_each = [targets.find(view, plan_of) if isinstance(targets, Ranking) else targets for plan_of in chosen]
         for located in zip(*of_each, strict=True):
-            for options, (node, target) in zip(chosen, located, strict=True):
-                yield options | checked(node, target, view)
+            for plan_of, (node, target) in zip(chosen, located, strict=True):
+                yield partial(plan_of, checked(node, target, view))
+
+    def _plan(
+        self,
+        shared: Shared,
+        files: Sequence[File],
+        choices: Choices,
+        options: Mapping[str, Any],
+        target: Mapping[str, Any] = MappingProxyType({}),
+        method: str | None = None,
+        control: str | None = None,
+    ) -> Plan:
+        return Plan.of(
+            self.strategy.name,
+            {**options, **target},
+            choices=replace(choices, control=control),
+            normalize=method,
+            drop_nonfinite=shared.drop_nonfinite,
+            split=shared.split,
+            stats_from=shared.stats_from,
+            seed=shared.seed,
+            files=files,
+        )
 
 
-def read_entry(node: Node, *, methods: Methods, min_active: int, drop_nonfinite: bool) -> Entry:
+def read_entry(node: Node, usual: Usual, *, min_active: int, drop_nonfinite: bool) -> Entry:
     """Read an entry, and check all that can be checked without a store; for the rest see `Recipe`.
 
     Raises
@@ -100,7 +163,7 @@ def read_entry(node: Node, *, methods: Methods, min_active: int, drop_nonfinite:
     options = {option.name: option for option in strategy.options}
     given = node.mapping(entry_keys(strategy))
     alternatives = {name: item for name, item in given.items() if name in options}
-    faults, first = Faults(), Options()
+    faults, first = Faults(), {}
     for name, item in alternatives.items():
         with faults.collected(item):
             first[name] = _values(options[name], item, None)[0]
@@ -112,24 +175,61 @@ def read_entry(node: Node, *, methods: Methods, min_active: int, drop_nonfinite:
             if both := [name for name in (*TARGET, "average_l0") if name in alternatives]:
                 raise given["targets"].error(f"targets together with {' and '.join(both)}; name targets in one way")
         first |= dict.fromkeys(TARGET, 0)
-    if "normalize" in given:
-        with faults.collected(given["normalize"]):
-            methods = read_methods(given["normalize"])
+    read = {name: item for name, item in given.items() if name in USUAL}
+    with faults.collected(node):
+        own = read_usual(read, usual)
     faults.check()
     with node.located():
         strategy.arguments(first)
-    return Entry(node=node, strategy=strategy, alternatives=alternatives, targets=targets, methods=methods, files=files)
+        choices = [Choices.of(dict(zip(own.choices, one, strict=True))) for one in product(*own.choices.values())]
+    return Entry(
+        node=node,
+        strategy=strategy,
+        alternatives=alternatives,
+        targets=targets,
+        choices=tuple(dict.fromkeys(choices)),
+        methods=own.methods,
+        controls=(None, *own.controls),
+        files=tuple(files),
+    )
 
 
 def entry_keys(strategy: Strategy) -> list[str]:
     """Return the keys that an element of ``datasets`` may have."""
     options = [option.name for option in strategy.options]
-    return ["strategy", *options, *["targets"] * (set(TARGET) <= set(options)), "normalize"]
+    return ["strategy", *options, *["targets"] * (set(TARGET) <= set(options)), *USUAL]
 
 
-def read_methods(node: Node) -> Methods:
-    """Read one or several normalizations."""
-    return tuple(item.choice(NORMALIZATIONS) for item in node.items())
+USUAL = (*(name for name in OPTIONS if name != "control"), "normalize", "controls")
+"""Keys that an entry, or for all that don't have them the recipe, may have."""
+
+
+def read_usual(given: Mapping[str, Node], usual: Usual) -> Usual:
+    """Read what an entry, or the recipe, says of the options that compose with every strategy.
+
+    Raises
+    ------
+    RecipeError
+        If something is unreadable; every fault is named.
+    """
+    faults, choices = Faults(), dict(usual.choices)
+    methods, controls = usual.methods, usual.controls
+    for name, node in given.items():
+        with faults.collected(node):
+            if name == "normalize":
+                methods = tuple(item.choice(NORMALIZATIONS) for item in node.items())
+            elif name == "controls":
+                controls = tuple(dict.fromkeys(item.choice(CONTROLS) for item in node.items()))
+            else:
+                choices[name] = [_choice(name, item) for item in node.items()]
+    faults.check()
+    return Usual(methods=methods, choices=choices, controls=controls)
+
+
+def _choice(name: str, node: Node) -> Any:
+    with node.located():
+        read_choice(name, value := node.plain())
+    return value
 
 
 def _strategy(node: Node) -> Strategy:

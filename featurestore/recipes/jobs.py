@@ -13,8 +13,11 @@ from featurestore.datasets.view import StoreView
 from featurestore.errors import DatasetError, NpzError, shown, some, speaking, spelled
 from featurestore.recipes.recipe import Recipe
 
-_CHANGING = ("store_digest", "strategy_code", "groups_digest", "split_version")
-"""What a dataset records of its sentences, strategy, groups and split: one that differs has an earlier state."""
+_CHANGING = ("store_digest", "strategy_code", "groups_digest", "split_version", "labels_digest")
+"""What a dataset records of what may change: one that differs in some of it alone is an earlier state."""
+
+_KINDS = {"groups_digest": "groups", "labels_digest": "labels"}
+"""What comes from files, as a journal calls it."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,8 +35,8 @@ class Job:
     shape : tuple of int
         Of X, before any sentence is dropped.
     state : str
-        ``"new"``, ``"stale"`` (there, of other sentences, groups or code), ``"current"`` (there, up to date), or
-        ``"unfit"``.
+        ``"new"``, ``"stale"`` (there, of other sentences, groups, labels or code), ``"current"`` (there, up to date),
+        or ``"unfit"``.
     problem : str
         Why it is unfit, or would be if the recipe did not keep it.
     """
@@ -103,10 +106,12 @@ def _state(output: Path, view: StoreView, plan: Plan, journal: Journal) -> str:
     made_of = str(recorded.get("fingerprint"))
     if made_of == view.fingerprint(plan):
         return "current"
-    values = view.digest, plan.strategy.code, view.groups_digest(plan), view.split_version(plan)
-    now = dict(zip(_CHANGING, values, strict=True))
+    digests = view.groups_digest(plan), view.split_version(plan), view.labels_digest(plan)
+    now = dict(zip(_CHANGING, (view.digest, plan.strategy.code, *digests), strict=True))
     changed = {name for name, value in now.items() if str(recorded.get(name, "")) != value}
     if str(recorded.get("parameters")) != plan.json or str(recorded.get("store")) != view.name or not changed:
         return "other"
-    of_another_file = "groups_digest" in changed and not journal.has_groups_of(output, made_of, plan.files)
+    of_another_file = any(
+        name in changed and not journal.has_same(kind, output, made_of, plan.files) for name, kind in _KINDS.items()
+    )
     return "other" if of_another_file and "store_digest" not in changed else "stale"

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from featurestore.datasets.ranking import RANKINGS
+from featurestore.questions import options as questions
+from featurestore.questions.options import OPTIONS
 from featurestore.ranges import Numbers
 from featurestore.recipes.entry import entry_keys
 from featurestore.recipes.recipe import PROBLEMS
 from featurestore.recipes.targets import ALL
-from featurestore.schema import DATASETS, MIN_ACTIVE, NORMALIZATIONS
+from featurestore.schema import CONTROLS, DATASETS, MIN_ACTIVE, NORMALIZATIONS
 from featurestore.strategies import NUMBER, Option, Strategy, list_strategies
 
 _RANGE = r"^\s*\d{1,6}(\s*-\s*\d{1,6})?\s*(,\s*\d{1,6}(\s*-\s*\d{1,6})?\s*)*$"
+_TOKENS = r"^(final|mean|max|all|(last|first)-[1-9]\d{0,5})$"
 _INTEGER = {"type": "integer", "minimum": 0}
 _COUNT = {"type": "integer", "minimum": 1}
 _SIMPLE: dict[Any, dict[str, Any]] = {
@@ -40,8 +43,9 @@ def recipe_schema() -> dict[str, Any]:
                     _one_or_more({"type": "string"}), "Stores, also as zips or URLs, or folders of sentence NPZs."
                 ),
                 "datasets": _described(_one_or_more(_entry(strategies)), "What is built of each store."),
-                "normalize": _normalize("How X is normalized; standardize if it is left out."),
+                **_usual(),
                 "split": _split(),
+                "seed": _described(_INTEGER, "Of the split, and of controls; 0 if left out."),
                 "stats_from": _described({"type": "string"}, "Normalize by the parameters of this dataset."),
                 "drop_nonfinite": _described({"type": "boolean"}, "Leave out sentences with NaN or infinity."),
                 "problems": _described(
@@ -69,7 +73,7 @@ def _entry(strategies: dict[str, Strategy]) -> dict[str, Any]:
         "strategy": {"enum": list(strategies), "description": "What X and y are."},
         **{name: _described(_one_or_more(*kinds), texts[name]) for name, kinds in values.items()},
         "targets": _targets(),
-        "normalize": _normalize("How X is normalized, in place of what holds for the recipe."),
+        **_usual(),
     }
     return {"type": "object", "required": ["strategy"], "properties": properties} | {
         "allOf": [
@@ -129,8 +133,33 @@ def _split() -> dict[str, Any]:
     )
 
 
-def _normalize(text: str) -> dict[str, Any]:
-    return _described(_one_or_more({"enum": list(NORMALIZATIONS)}), text)
+def _usual() -> dict[str, Any]:
+    """Describe the keys that an entry has, or the recipe for all entries."""
+    number = {"anyOf": [{"type": "integer"}, {"type": "string"}, {"type": "boolean"}]}
+    values = {"anyOf": [*number["anyOf"], {"type": "array", "items": number, "minItems": 1}]}
+    forms: dict[str, dict[str, Any]] = {
+        "where": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": values}]},
+        "classes": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": _INTEGER}]},
+        "tokens": {"type": "string", "pattern": _TOKENS},
+        "target_tokens": {"type": "string", "pattern": _TOKENS},
+    }
+    usual = {
+        name: _described(_one_or_more(forms.get(name) or _form(option)), option.help)
+        for name, option in OPTIONS.items()
+        if name != "control"
+    }
+    return usual | {
+        "normalize": _described(_one_or_more({"enum": list(NORMALIZATIONS)}), "How X is normalized."),
+        "controls": _described(
+            _one_or_more({"enum": list(CONTROLS)}), "What is built beside each dataset: what a probe finds by chance."
+        ),
+    }
+
+
+def _form(option: questions.Option) -> dict[str, Any]:
+    if option.words:
+        return {"enum": list(option.words)}
+    return {"type": "boolean" if option.is_flag else "string"}
 
 
 def _one_or_more(*kinds: dict[str, Any]) -> dict[str, Any]:

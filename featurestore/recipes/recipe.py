@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datasets.dataset import Dataset, load_dataset
 from featurestore.datasets.journal import File, statistics_file, tables
-from featurestore.datasets.plans import Plan, split_options
+from featurestore.datasets.plans import Plan, read_seed, split_options
 from featurestore.errors import speaking
 from featurestore.paths import as_path, is_url
-from featurestore.recipes.entry import Entry, Methods, read_entry, read_methods
+from featurestore.recipes.entry import USUAL, Entry, Shared, Usual, read_entry, read_usual
 from featurestore.recipes.nodes import Faults, Node, of_python, read_yaml
 from featurestore.schema import DATASETS, MIN_ACTIVE
 from featurestore.splits.split import SplitOptions
@@ -37,32 +36,23 @@ class Recipe:
         Paths of stores, or of folders of sentence NPZs, or URLs of stores.
     entries : tuple of Entry
         What is built of each.
-    split : SplitOptions or None
+    shared : Shared
         The same for all.
-    drop_nonfinite : bool
-        Whether sentences with NaN or infinity are left out.
-    stats_from : Dataset or None
-        That whose normalization is used.
     output : Path
         Folder, in which each store has its own.
     problems : str
         What becomes of datasets that nothing can be learned from, one of `PROBLEMS`: they are skipped, refuse the whole
         recipe, or are built with a warning.
     min_active : int
-        A target feature that is active in fewer sentences counts as nearly dead.
-    files : tuple of File
-        Those of groups and statistics, if there are any.
+        A target feature that is active in fewer training rows counts as nearly dead.
     """
 
     stores: tuple[Node, ...]
     entries: tuple[Entry, ...]
-    split: SplitOptions | None
-    drop_nonfinite: bool
-    stats_from: Dataset | None
+    shared: Shared
     output: Path
     problems: str
     min_active: int
-    files: tuple[File, ...]
 
     @speaking("recipe")
     def plans(self, view: StoreView) -> list[Plan]:
@@ -77,16 +67,7 @@ class Recipe:
         faults = Faults()
         for entry in self.entries:
             with faults.collected(entry.node):
-                for options, method in product(entry.expand(view, self.split), entry.methods):
-                    plan = Plan.of(
-                        entry.strategy.name,
-                        options,
-                        normalize=method,
-                        drop_nonfinite=self.drop_nonfinite,
-                        split=self.split,
-                        stats_from=self.stats_from,
-                        files=[*self.files, *entry.files],
-                    )
+                for plan in entry.plans(view, self.shared):
                     view.check(plan)
                     plans[plan.json] = plan
         faults.check()
@@ -119,32 +100,49 @@ def load_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
 
 def _recipe(root: Node) -> Recipe:
-    given = root.mapping(_READERS, required=("stores", "datasets"))
+    given = root.mapping(KEYS, required=("stores", "datasets"))
     faults = Faults()
     read: dict[str, Any] = {}
     for key in [*(key for key in given if key != "datasets"), "datasets"]:  # which need the plugins
-        with faults.collected(given[key]):
-            read[key] = _READERS[key](given[key])
-    methods: Methods = read.get("normalize", (None,))
+        if key in _READERS:
+            with faults.collected(given[key]):
+                read[key] = _READERS[key](given[key])
     min_active, drop_nonfinite = read.get("min_active", MIN_ACTIVE), read.get("drop_nonfinite", False)
-    entries = []
+    usual, entries = Usual(), []
+    with faults.collected(root):
+        usual = read_usual({key: given[key] for key in USUAL if key in given}, usual)
     for node in read.get("datasets", ()):
         with faults.collected(node):
-            entries.append(read_entry(node, methods=methods, min_active=min_active, drop_nonfinite=drop_nonfinite))
+            entries.append(read_entry(node, usual, min_active=min_active, drop_nonfinite=drop_nonfinite))
+    split, seed = read.get("split"), read.get("seed", 0)
+    if "seed" in given:
+        with faults.collected(given["seed"]):
+            split = _seeded(given, split, seed, drawn=any(len(entry.controls) > 1 for entry in entries))
     faults.check()
-    split: SplitOptions | None = read.get("split")
     stats_from, statistics = read.get("stats_from", (None, ()))
     return Recipe(
         stores=read["stores"],
         entries=tuple(entries),
-        split=split,
-        drop_nonfinite=drop_nonfinite,
-        stats_from=stats_from,
+        shared=Shared(
+            drop_nonfinite=drop_nonfinite,
+            split=split,
+            stats_from=stats_from,
+            seed=split.seed if split else seed,
+            files=(*tables(group_by=split.group_by if split else None), *statistics),
+        ),
         output=read.get("output", DATASETS),
         problems=read.get("problems", PROBLEMS[0]),
         min_active=min_active,
-        files=(*(tables(split.group_by) if split else ()), *statistics),
     )
+
+
+def _seeded(given: Mapping[str, Node], split: SplitOptions | None, seed: int, *, drawn: bool) -> SplitOptions | None:
+    """Return the split by the seed of the recipe."""
+    if "split" in given and "seed" in given["split"].value:
+        raise given["seed"].error("split has a seed, too; name one of them")
+    if not split and not drawn:
+        raise given["seed"].error("nothing is drawn at random here; name a split or controls with it")
+    return replace(split, seed=seed) if split else None
 
 
 def _load_plugins(node: Node) -> None:
@@ -174,6 +172,11 @@ def _statistics(node: Node) -> tuple[Dataset, tuple[File]]:
     return dataset, (statistics_file(node.text(), dataset.metadata),)
 
 
+def _seed(node: Node) -> int:
+    with node.located():
+        return read_seed(node.plain())
+
+
 def _problems(node: Node) -> str:
     return node.choice(PROBLEMS)
 
@@ -182,12 +185,15 @@ _READERS: dict[str, Callable[[Node], Any]] = {
     "plugins": _load_plugins,
     "stores": _stores,
     "datasets": Node.items,
-    "normalize": read_methods,
     "split": _split,
+    "seed": _seed,
     "stats_from": _statistics,
     "drop_nonfinite": Node.flag,
     "problems": _problems,
     "min_active": Node.count,
     "output": Node.path,
 }
-"""The keys of a recipe, and how their values are read."""
+"""Keys that a recipe alone has, and how their values are read."""
+
+KEYS = (*_READERS, *USUAL)
+"""All keys of a recipe."""

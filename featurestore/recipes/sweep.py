@@ -108,7 +108,7 @@ def sweep(
     check_outputs([job for _, jobs in shares for job in jobs])
     probed = [pair for view, jobs in shares for pair in _probed(view, jobs)]
     judged = [(_judged(job, one, study), one) for job, one in probed]
-    done = Sweep(datasets=tuple(job for job, _ in judged), splits=_reports(study, shares), output=study.output)
+    done = Sweep(datasets=tuple(job for job, _ in judged), splits=_reports(shares), output=study.output)
     _check_fitness(done.datasets, study.problems)
     if dry_run:
         return _warned(done)
@@ -151,10 +151,14 @@ def _probed(view: StoreView, jobs: Sequence[Job]) -> list[tuple[Job, Probed | No
     return [(job, found.get(job)) for job in jobs]
 
 
-def _reports(study: Recipe, shares: Sequence[tuple[StoreView, Sequence[Job]]]) -> dict[str, str]:
+def _reports(shares: Sequence[tuple[StoreView, Sequence[Job]]]) -> dict[str, str]:
     """Report on the split of each store of which not all is up to date."""
-    pending = [view for view, jobs in shares if any(job.state != "current" for job in jobs)]
-    return {view.name: divided.report for view in pending if (divided := view.split(study.split))}
+    reports = {}
+    for view, jobs in shares:
+        divided = dict.fromkeys(view.split(job.plan) for job in jobs if job.state != "current")
+        if found := "\n".join(one.report for one in divided if one):
+            reports[view.name] = found
+    return reports
 
 
 @speaking("recipe")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featurestore.datasets.journal import File, tables
-from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import RANKINGS, Target, read_ranked
 from featurestore.errors import SelectionError, brief, spelled
 from featurestore.ranges import Numbers, integer, numbers
@@ -17,9 +16,8 @@ from featurestore.recipes.nodes import Node
 from featurestore.strategies import sae_layers
 
 if TYPE_CHECKING:
-    from featurestore.datasets.alignment import Aligned
+    from featurestore.datasets.plans import Plan
     from featurestore.datasets.view import StoreView
-    from featurestore.splits.split import SplitOptions
 
 ALL = "all"
 """Stands for all layers of a store."""
@@ -58,24 +56,22 @@ class Ranking:
     min_active: int
     drop_nonfinite: bool
 
-    def find(
-        self, view: StoreView, strategy: str, options: Mapping[str, Any], split: SplitOptions | None
-    ) -> list[Located]:
+    def find(self, view: StoreView, plan_of: Callable[[Target], Plan]) -> list[Located]:
         """Rank the features of a store, by the training rows if there is a split.
 
-        Only sentences that the strategy selects, and that are not dropped, count; which these are must not depend on
+        Only sentences that are rows of the plan of one, and are not dropped, count; which these are must not depend on
         the feature.
         """
         with self.node.located():
             layers = self.layers or tuple(dict.fromkeys(sae_layers(view.ds)))
             some_target = with_sae({"target_layer": layers[0], "target_feature": 0}, view)
-            selected = _selected(view, strategy, options, some_target)
-            counted = selected.positions[selected.usable()] if self.drop_nonfinite else selected.positions
-            ranked = view.rank(self.by, layers, self.top, counted, split, self.min_active)
+            selected = view.select(plan := plan_of(some_target))
+            rows = selected.positions[selected.usable()] if self.drop_nonfinite else selected.positions
+            ranked = view.rank(self.by, layers, self.top, np.unique(rows), plan, self.min_active)
             found = [with_sae(target, view) for target in ranked]
             for target in found:
-                if not np.array_equal(_selected(view, strategy, options, target).positions, selected.positions):
-                    other = f"{strategy} selects other sentences for other features, so none can be ranked"
+                if not np.array_equal(view.select(plan_of(target)).positions, selected.positions):
+                    other = f"{plan.strategy.name} selects other sentences for other features, so none can be ranked"
                     raise SelectionError(f"{other}; name the targets")
         return [(self.node, target) for target in found]
 
@@ -116,10 +112,6 @@ def with_sae(target: Target, view: StoreView) -> Target:
     if len(average_l0s) == 1:
         return {name: value for name, value in target.items() if name != "average_l0"}
     return {"average_l0": average_l0s[0]} | target
-
-
-def _selected(view: StoreView, strategy: str, options: Mapping[str, Any], target: Target) -> Aligned:
-    return view.select(Plan.of(strategy, {**options, **target}))
 
 
 def _pair(node: Node) -> Target:

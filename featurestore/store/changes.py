@@ -96,8 +96,14 @@ def refusal(source: Path, bad: Sequence[Skipped], n_files: int) -> SourceError:
 
 def _conflict(file: SentenceFile, source: str, alone: str | None) -> str:
     how = f"but for its {alone}, which alone differs" if alone else "with other content"
+    relabel = f"; or keep it, and build with other labels by {spelled('labels_from')}" if _of_label(alone) else ""
     return (
         f"sentence_index {file.sentence_index} is in the store {how} (from {source}), which stays; if it was "
         f"{'corrected' if alone else 'extracted again'}, remove the store and ingest everything, otherwise choose "
-        f"another with {spelled('store')}"
+        f"another with {spelled('store')}{relabel}"
     )
+
+
+def _of_label(alone: str | None) -> bool:
+    """Tell whether a file differs in its label alone, not in its text, too."""
+    return alone is not None and not alone.endswith("text")

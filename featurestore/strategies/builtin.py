@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from featurestore.errors import SelectionError, spelled
 from featurestore.ranges import Numbers
 from featurestore.strategies.registry import SAE_LAYER, Selection, strategy
-from featurestore.strategies.selecting import (
-    final_activation,
-    final_activations,
-    final_embeddings,
-    final_hidden_states,
-    labelled,
-)
+from featurestore.strategies.selecting import activation, activations, embeddings, hidden_states, labelled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,7 +32,7 @@ def embedding_to_feature(
     average_l0: AverageL0 = None,
 ) -> Selection:
     """Predict the activation of an SAE feature from the embedding."""
-    return Selection(X=final_embeddings(ds), y=final_activation(ds, target_layer, target_feature, average_l0))
+    return Selection(X=embeddings(ds), y=activation(ds, target_layer, target_feature, average_l0))
 
 
 @strategy("hidden-to-feature")
@@ -52,9 +46,7 @@ def hidden_to_feature(
 ) -> Selection:
     """Predict the activation of an SAE feature from the hidden states of one layer."""
     layer = target_layer if input_layer is None else input_layer
-    return Selection(
-        X=final_hidden_states(ds, [layer]), y=final_activation(ds, target_layer, target_feature, average_l0)
-    )
+    return Selection(X=hidden_states(ds, [layer]), y=activation(ds, target_layer, target_feature, average_l0))
 
 
 @strategy("hidden-to-concept", one_of=("layer", "layers"))
@@ -66,14 +58,14 @@ def hidden_to_concept(
 ) -> Selection:
     """Predict the concept label from the hidden states of one layer, or of several concatenated."""
     ds = labelled(ds)
-    return Selection(X=final_hidden_states(ds, layers or [layer]), y=ds["label"])
+    return Selection(X=hidden_states(ds, layers or [layer]), y=ds["label"])
 
 
 @strategy("embedding-to-concept")
 def embedding_to_concept(ds: xr.Dataset) -> Selection:
     """Predict the concept label from the embedding: the baseline that knows nothing but the final token itself."""
     ds = labelled(ds)
-    return Selection(X=final_embeddings(ds), y=ds["label"])
+    return Selection(X=embeddings(ds), y=ds["label"])
 
 
 @strategy("activation-to-concept")
@@ -88,7 +80,7 @@ def activation_to_concept(
 ) -> Selection:
     """Predict the concept label from the activations of all SAE features of a layer, or of the densest."""
     ds = labelled(ds)
-    X = final_activations(ds, layer, average_l0)
+    X = activations(ds, layer, average_l0)
     if densest is not None and not 0 < densest <= X.sizes["feature"]:
         raise SelectionError(
             f"has {X.sizes['feature']} features, found {spelled('densest', densest)}: ask for 1 to that many"
@@ -109,7 +101,7 @@ def hidden_to_features(
     import xarray as xr
 
     layer = target_layer if input_layer is None else input_layer
-    columns = [final_activation(ds, target_layer, feature, average_l0) for feature in target_features]
+    columns = [activation(ds, target_layer, feature, average_l0) for feature in target_features]
     return Selection(
-        X=final_hidden_states(ds, [layer]), y=xr.concat(columns, "feature", coords="minimal").transpose("sentence", ...)
+        X=hidden_states(ds, [layer]), y=xr.concat(columns, "feature", coords="minimal").transpose("sentence", ...)
     )

@@ -1,4 +1,7 @@
-"""Selecting the final token: what strategies share, those of others too."""
+"""Selecting from a store: what strategies share, those of others too.
+
+What keeps the dim `token` leaves it to whoever builds what becomes of it: the final token, a mean, a row each.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def final(array: xr.DataArray, **positions: int | slice) -> xr.DataArray:
-    """Select the final token of every sentence, and positions along other dims. Lazy.
-
-    All in one step, because dask merges one selection with the reading of a chunk, but not always two.
-    """
-    return array.isel({"token": array.get_index("token").get_loc(FINAL_TOKEN), **positions})
+def final(array: xr.DataArray) -> xr.DataArray:
+    """Select the final token of every sentence. Lazy."""
+    return array.isel(token=array.get_index("token").get_loc(FINAL_TOKEN))
 
 
 def labelled(ds: xr.Dataset) -> xr.Dataset:
@@ -35,23 +35,28 @@ def labelled(ds: xr.Dataset) -> xr.Dataset:
     return ds if has_label.all() else ds.isel(sentence=has_label)
 
 
-def final_embeddings(ds: xr.Dataset) -> xr.DataArray:
-    """Select embeddings at the final token. Lazy.
+def embeddings(ds: xr.Dataset) -> xr.DataArray:
+    """Select embeddings. Lazy.
 
     Returns
     -------
-    xarray.DataArray, (sentence, hidden)
+    xarray.DataArray, (sentence, token, hidden)
 
     Raises
     ------
     SelectionError
         If the store has no embeddings.
     """
-    return final(_data(ds, EMBEDDINGS))
+    return _data(ds, EMBEDDINGS)
 
 
-def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> list[xr.DataArray]:
-    """Select hidden states at the final token. Lazy.
+def final_embeddings(ds: xr.Dataset) -> xr.DataArray:
+    """Select what `embeddings` does at the final token, (sentence, hidden). Lazy."""
+    return final(embeddings(ds))
+
+
+def hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> list[xr.DataArray]:
+    """Select hidden states. Lazy.
 
     Parameters
     ----------
@@ -62,7 +67,7 @@ def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> list[xr
 
     Returns
     -------
-    list of xarray.DataArray, (sentence, hidden)
+    list of xarray.DataArray, (sentence, token, hidden)
         One for each layer, with the scalar coordinate `layer`.
 
     Raises
@@ -70,16 +75,21 @@ def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> list[xr
     SelectionError
         If the store has no hidden states, or not of a layer.
     """
-    hidden_states = _data(ds, HIDDEN_STATES)
-    known = hidden_states["layer"].values.tolist()
+    data = _data(ds, HIDDEN_STATES)
+    known = data["layer"].values.tolist()
     for layer in layers:
         if layer not in known:
             raise SelectionError(f"has no hidden states of layer {layer}: choose from {format_numbers(tuple(known))}")
-    return [final(hidden_states, layer=known.index(layer)) for layer in layers]
+    return [data.isel(layer=known.index(layer)) for layer in layers]
 
 
-def final_activations(ds: xr.Dataset, layer: int, average_l0: float | None) -> xr.DataArray:
-    """Select the activations of all features of an SAE at the final token. Lazy.
+def final_hidden_states(ds: xr.Dataset, layers: Sequence[int | None]) -> list[xr.DataArray]:
+    """Select what `hidden_states` does at the final token, (sentence, hidden) each. Lazy."""
+    return [final(array) for array in hidden_states(ds, layers)]
+
+
+def activations(ds: xr.Dataset, layer: int, average_l0: float | None) -> xr.DataArray:
+    """Select the activations of all features of an SAE. Lazy.
 
     Parameters
     ----------
@@ -92,7 +102,7 @@ def final_activations(ds: xr.Dataset, layer: int, average_l0: float | None) -> x
 
     Returns
     -------
-    xarray.DataArray, (sentence, feature)
+    xarray.DataArray, (sentence, token, feature)
         Scalar coordinates `layer` and `average_l0` say what it is.
 
     Raises
@@ -100,11 +110,16 @@ def final_activations(ds: xr.Dataset, layer: int, average_l0: float | None) -> x
     SelectionError
         If the SAE is not in the store, or the layer has several and none was chosen.
     """
+    return _of_sae(ds, sae_position(ds, layer, average_l0))
+
+
+def final_activations(ds: xr.Dataset, layer: int, average_l0: float | None) -> xr.DataArray:
+    """Select what `activations` does at the final token, (sentence, feature). Lazy."""
     return activations_at(ds, sae_position(ds, layer, average_l0))
 
 
-def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: float | None) -> xr.DataArray:
-    """Select one SAE feature's activation at the final token. Lazy.
+def activation(ds: xr.Dataset, layer: int, feature: int, average_l0: float | None) -> xr.DataArray:
+    """Select one SAE feature's activation. Lazy.
 
     Parameters
     ----------
@@ -117,7 +132,7 @@ def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: float
 
     Returns
     -------
-    xarray.DataArray, (sentence,)
+    xarray.DataArray, (sentence, token)
         Scalar coordinates `layer`, `feature` and `average_l0` say what it is.
 
     Raises
@@ -127,12 +142,21 @@ def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: float
     """
     position = sae_position(ds, layer, average_l0)
     check_feature(ds, feature)
-    return activations_at(ds, position, feature=feature)
+    return _of_sae(ds, position, feature=feature)
 
 
-def activations_at(ds: xr.Dataset, position: int, **positions: int) -> xr.DataArray:
-    """Select the final activations of the SAE at a position, and positions along other dims; `layer` is its layer."""
-    selected = final(ds[ACTIVATIONS], **{sae_dim(ds): position}, **positions)
+def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: float | None) -> xr.DataArray:
+    """Select what `activation` does at the final token, (sentence,). Lazy."""
+    return final(activation(ds, layer, feature, average_l0))
+
+
+def activations_at(ds: xr.Dataset, position: int) -> xr.DataArray:
+    """Select the final activations of the SAE at a position; `layer` is its layer. Lazy."""
+    return final(_of_sae(ds, position))
+
+
+def _of_sae(ds: xr.Dataset, position: int, **positions: int) -> xr.DataArray:
+    selected = ds[ACTIVATIONS].isel({sae_dim(ds): position, **positions})
     return selected.rename(sae_layer="layer") if "sae_layer" in selected.coords else selected
 
 

@@ -163,8 +163,9 @@ def test_changed_label_is_named(cli: Cli, tmp_path: Path, changes: dict[str, Any
     accepted(cli("ingest", tmp_path / "trait"))
     before = contents(Path())
     path = write_sentence(tmp_path / "trait", 2, changes={name: np.array(value) for name, value in changes.items()})
-    names_bad(cli("ingest", tmp_path / "trait"), path, "sentence_index 2", *words)
+    line = names_bad(cli("ingest", tmp_path / "trait"), path, "sentence_index 2", *words)
     assert contents(Path()) == before
+    assert ("--labels-from" in line) == (changes.keys() == {"concept_strength_label"})
 
 
 def test_all_labels_changed(cli: Cli, tmp_path: Path) -> None:

@@ -279,10 +279,12 @@ def test_a_bug_in_a_plugin_keeps_its_traceback(cli: Any) -> None:
 def test_help_is_grouped_by_strategy(cli: Any) -> None:
     plugin()
     text = cli("build", "--plugin", "mine.py", "--help").output
-    common, *sections = text.split("\n\n")[2:]
-    assert common.startswith("Options:")
-    assert "--seed" in common
-    assert "--layer" not in common
+    *common, side = text.split("\n\n")[2:7]
+    sections = text.split("\n\n")[7:]
+    headings = ["Options", "Which rows", "What is X", "What is y", "Which side"]
+    assert [section.partition(":")[0] for section in (*common, side)] == headings
+    assert "--seed" in side
+    assert "--layer" not in "".join(common)
     assert [section.partition(":")[0] for section in sections] == [*featurestore.list_strategies(), "mean-to-concept"]
     words = " ".join(sections[-1].split())
     assert "Predict the label from the mean over tokens." in words
@@ -294,7 +296,7 @@ def test_help_is_grouped_by_strategy(cli: Any) -> None:
         (mine[::-1][:1] + mine[:2], sections[-1]),
         (concept, sections[2] + "\n"),
     ):
-        assert cli("build", *line, "-h").output.split("\n\n")[2:] == [common, section]
+        assert cli("build", *line, "-h").output.split("\n\n")[2:] == [*common, side, section]
 
 
 def test_options_of_one_name_and_several_types(store: Path, cli: Any, tmp_path: Path) -> None:
@@ -364,9 +366,8 @@ def test_the_names_that_are_taken_are_those_of_build() -> None:
         if not (flag.startswith("-") and len(flag) == 2)
     }
     python = set(inspect.signature(featurestore.build).parameters) - {"options"}
-    assert flags | python | {"help", "targets"} == set(registry.OWN)
-    later = "tokens target_tokens combine where labels_from classes y test_store reduce controls"
-    assert set(registry.RESERVED) == set(later.split())
+    assert flags | python | {"help", "targets", "controls"} == set(registry.OWN)
+    assert set(registry.RESERVED) == {"y", "test_store", "reduce", "pool"}
     for name in (*registry.OWN, *registry.RESERVED):
         with pytest.raises(ValueError, match=f"strategy 'x': {name}: .*choose another name"):
             register(f"*, {name}: Annotated[int, 'Text.'] = 0")

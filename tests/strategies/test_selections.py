@@ -431,8 +431,8 @@ def test_outputs_and_stores_inside_a_store_are_refused(store: Path, tmp_path: Pa
 
 def test_columns_with_a_layer_of_two_dims(store: Path) -> None:
     def select(ds: xr.Dataset) -> Selection:
-        X = ds["hidden_states"].isel(token=[-2, -1]).sel(layer=1, drop=True)
-        return Selection(X=X.assign_coords(layer=(("token", "hidden"), np.ones((2, 6), int))), y=ds["label"])
+        X = ds["hidden_states"].isel(token=[-2, -1]).sel(layer=1, drop=True).rename(token="position")
+        return Selection(X=X.assign_coords(layer=(("position", "hidden"), np.ones((2, 6), int))), y=ds["label"])
 
     assert build(store, select, drop_nonfinite=True).metadata["input_layers"].tolist() == []
 

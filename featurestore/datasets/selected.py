@@ -1,0 +1,234 @@
+"""The rows of a dataset, lazy: what a strategy has selected, of a population, with its tokens and layers as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+
+from featurestore.datasets import workers
+from featurestore.datasets.alignment import Aligned, representable
+from featurestore.errors import ParameterError, SelectionError, some, spelled
+from featurestore.questions import controls
+from featurestore.questions.combine import check_combinable, combined
+from featurestore.questions.lazy import by_chunk
+from featurestore.questions.tokens import Tokens, arranged, counted, each_token, of_rows, repeated
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from featurestore.questions.choices import Choices
+
+    Array = np.ndarray[Any, Any]
+
+_ROWS = 1024
+"""Rows of a chunk of columns that are made, not read."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Selected:
+    """X and y of a plan, lazy: k rows, each of a sentence, or of a token.
+
+    Attributes
+    ----------
+    aligned : Aligned
+        What the strategy has selected.
+    positions : ndarray, (k,) int
+        Where the sentence of each row stands in the store.
+    sentences : ndarray, (k,) int64
+        Its sentence_index.
+    tokens : ndarray, (k,) int64, or None
+        The label of its token, where a row is one.
+    short, left_out : ndarray, (m,) int64
+        Sentences of the population that are no rows: those with too few tokens, and all others, such as those
+        without a label.
+    real : tuple of dask array, (k, d) each
+        The blocks of X, one chunk wide: dask names equal ones equally.
+    columns : tuple of dask array, (k, d) each
+        What X is made of: the same, or what a control has in their place.
+    outcome : dask array, (k,) or (k, targets)
+        y.
+    own_outcome : bool
+        Whether each token has a y of its own.
+    densest : int or None
+        As in `Selection`.
+    """
+
+    aligned: Aligned
+    positions: Array
+    sentences: Array
+    tokens: Array | None
+    short: Array
+    left_out: Array
+    real: tuple[da.Array, ...]
+    columns: tuple[da.Array, ...]
+    outcome: da.Array
+    own_outcome: bool
+    densest: int | None
+
+    @cached_property
+    def order(self) -> Array:
+        """The rows in the order of their sentence_index, then of reading, (k,) int."""
+        return np.lexsort((self.sentences,) if self.tokens is None else (self.tokens, self.sentences))
+
+    @property
+    def width(self) -> int:
+        """Columns of X."""
+        return self.densest or sum(block.shape[1] for block in self.columns)
+
+    def usable(self) -> Array:
+        """Tell which rows a dataset can hold, (k,) bool; reads X and y, in bounded memory."""
+        parts = [
+            representable(part).reshape((len(self.positions), -1)).all(axis=1) for part in (*self.real, self.outcome)
+        ]
+        return np.all(workers.compute(parts), axis=0)
+
+
+def select(aligned: Aligned, choices: Choices, ds: xr.Dataset, population: Array) -> Selected:
+    """Make the rows of a dataset of what its strategy has selected. Lazy.
+
+    Parameters
+    ----------
+    aligned : Aligned
+        What the strategy has selected.
+    choices : Choices
+        What becomes of it; a control has its own function.
+    ds : xarray.Dataset
+        The store.
+    population : ndarray, (n,) bool
+        Which of its sentences may be rows.
+
+    Raises
+    ------
+    ParameterError
+        If the choices do not fit what the strategy has selected.
+    SelectionError
+        If sentences have too few tokens, and are not to be left out.
+    """
+    _check(aligned, choices)
+    kept = population[aligned.positions]
+    counts, few = _tokens(aligned, choices, ds, kept)
+    kept &= ~few
+    positions, counts = aligned.positions[kept], counts[kept]
+    X = combined(choices.combine, [of_rows(da.asarray(block.data), kept) for block in aligned.X])
+    dims = [block.dims for block in aligned.X]
+    columns = [_rows(block, of, choices.tokens, choices.tokens, counts) for block, of in zip(X, dims, strict=False)]
+    y = of_rows(da.asarray(aligned.y.data), kept)
+    outcome = _rows(y, aligned.y.dims, choices.target_tokens, choices.tokens, counts)
+    rows, tokens = np.arange(len(positions)), None
+    if choices.tokens.how == "all":
+        rows, at = each_token(counts)
+        tokens = ds["token"].values[at]
+    calculated = choices.tokens.how == "mean" or choices.combine != "concat"
+    real = tuple(_flat(_rounded(block) if calculated else _floating(block)) for block in columns)
+    return Selected(
+        aligned=aligned,
+        positions=positions[rows],
+        sentences=ds["sentence"].values[positions[rows]],
+        tokens=tokens,
+        short=np.sort(aligned.sentences[few]),
+        left_out=np.setdiff1d(ds["sentence"].values[population], aligned.sentences),
+        real=real,
+        columns=real,
+        outcome=outcome if outcome.ndim <= 2 else _flat(outcome),
+        own_outcome="token" in aligned.y.dims and choices.target_tokens.how == "all",
+        densest=aligned.densest,
+    )
+
+
+def controlled(selected: Selected, control: str | None, seed: int, ds: xr.Dataset) -> Selected:
+    """Put what a control knows in the place of X; shuffled labels are shuffled once it is known which rows are left."""
+    sentences, tokens = selected.sentences, selected.tokens
+    if control == "random-columns":
+        given = [sentences] if tokens is None else [sentences, tokens]
+        columns = _made(partial(_random_columns, seed, selected.width), selected.width, given)
+    elif control == "text":
+        texts = ds["text"].values[selected.positions]
+        if tokens is not None:  # what a probe of this token can have read
+            texts = ds["fragment"].load().values[selected.positions, np.searchsorted(ds["token"].values, tokens)]
+        columns = _made(controls.text_columns, controls.TEXT_WIDTH + 1, [texts])
+    else:
+        return selected
+    return replace(selected, columns=(columns,), densest=None)
+
+
+def _made(make: Callable[..., Array], width: int, given: Sequence[Array]) -> da.Array:
+    """Make columns, (k, width) float32, of what is known of each row. Lazy."""
+    parts = [(da.from_array(values, chunks=_ROWS), (0,)) for values in given]
+    return by_chunk(make, (0, 1), *parts, new_axes={1: width}, dtype=np.float32)
+
+
+def _random_columns(seed: int, width: int, sentences: Array, tokens: Array | None = None) -> Array:
+    return controls.random_columns(sentences, tokens, width, seed)
+
+
+def _tokens(aligned: Aligned, choices: Choices, ds: xr.Dataset, kept: Array) -> tuple[Array, Array]:
+    """Return which tokens count, (k, T) bool, and which sentences that are kept have too few, (k,) bool."""
+    if not (needed := max(choices.tokens.needed, choices.target_tokens.needed)):
+        return np.zeros((len(kept), 1), bool), np.zeros(len(kept), bool)
+    counts = counted(ds, special=choices.special)[aligned.positions]
+    few = kept & (counts.sum(axis=1) < needed)
+    if few.any() and not choices.drop_short:
+        asked = " and ".join(
+            spelled(name, str(one))
+            for name, one in (("tokens", choices.tokens), ("target_tokens", choices.target_tokens))
+            if one.needed == needed
+        )
+        found = (
+            f"{few.sum()} of {kept.sum()} sentences have fewer (sentence_index {some(np.sort(aligned.sentences[few]))})"
+        )
+        raise SelectionError(
+            f"{asked}: expected {needed} tokens or more, {found}; leave them out: {spelled('drop_short', True)}"
+        )
+    return counts, few
+
+
+def _rows(array: da.Array, dims: tuple[Any, ...], tokens: Tokens, rows: Tokens, counts: Array) -> da.Array:
+    """Make rows of a block of X, or of y, of which there is one a sentence or one a token."""
+    if "token" in dims:
+        array = arranged(array, tokens, counts)
+    own = "token" in dims and tokens.how == "all"
+    return repeated(array, counts) if rows.how == "all" and not own else array
+
+
+def _check(aligned: Aligned, choices: Choices) -> None:
+    """Refuse choices that the strategy has made itself."""
+    if choices.tokens.how != "final" and not any("token" in block.dims for block in aligned.X):
+        raise ParameterError(_chosen("tokens", str(choices.tokens), "X", aligned.X[0]))
+    if "target_tokens" in choices.given and "token" not in aligned.y.dims:
+        raise ParameterError(_chosen("target_tokens", str(choices.target_tokens), "y", aligned.y))
+    if choices.tokens.side_by_side and aligned.densest is not None:
+        found = f"found {spelled('tokens', str(choices.tokens))}, which has a column of each token"
+        raise ParameterError(f"{spelled('densest')}: expected one column a feature, {found}; leave one of them out")
+    check_combinable(choices.combine, aligned.X)
+
+
+def _chosen(name: str, value: str, side: str, array: xr.DataArray) -> str:
+    found = f"found {array.name or 'unnamed'} {tuple(map(str, array.dims))}"
+    return f"{spelled(name, value)}: expected {side} with the dim token, {found}, where nothing is left to choose"
+
+
+def _rounded(block: da.Array) -> da.Array:
+    dims = tuple(range(block.ndim))
+    return by_chunk(_to_float32, dims, (block, dims), dtype=np.float32)
+
+
+def _to_float32(values: Array) -> Array:
+    with np.errstate(over="ignore"):  # which is looked for later
+        return values.astype(np.float32)
+
+
+def _floating(block: da.Array) -> da.Array:
+    if block.dtype.kind == "f":
+        return block
+    floats: da.Array = block.astype(np.float32 if block.dtype.itemsize <= 2 else np.float64)  # of two bytes exactly
+    return floats
+
+
+def _flat(block: da.Array) -> da.Array:
+    flat: da.Array = block.rechunk(dict.fromkeys(range(1, block.ndim), -1)).reshape(len(block), -1)
+    return flat

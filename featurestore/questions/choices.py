@@ -1,0 +1,136 @@
+"""The options that compose with every strategy, as one value, in the order of the questions that they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
+from typing import Any, Self
+
+from featurestore.errors import ParameterError, brief, spelled
+from featurestore.questions.labels import Classes, read_classes
+from featurestore.questions.rows import Condition, read_where, where_json
+from featurestore.questions.tokens import FINAL, Tokens
+from featurestore.schema import COMBINATIONS, CONTROLS
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ParameterError(f"{spelled(name)}: expected true or false, found {brief(value)}")
+    return value
+
+
+def _table(name: str, value: object) -> str:
+    path, _, column = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not path.strip() or not column.strip():
+        raise ParameterError(f"{spelled(name)}: expected FILE.csv:COLUMN, found {brief(value)}")
+    return str(value)
+
+
+def _tokens(name: str, value: object) -> Tokens:
+    return Tokens.read(spelled(name), value)
+
+
+def _word(words: Sequence[str], name: str, value: object) -> str:
+    if not isinstance(value, str) or value not in words:
+        raise ParameterError(f"{spelled(name)}: expected one of {', '.join(words)}, found {brief(value)}")
+    return value
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How an option is read, of its name and a value that a user gives, and written as JSON can hold it."""
+
+    read: Callable[[str, Any], Any]
+    plain: Callable[[Any], Any] = str
+
+
+_FORMS = {
+    "where": _Form(lambda _, value: read_where(value), where_json),
+    "drop_short": _Form(_flag, bool),
+    "tokens": _Form(_tokens),
+    "special": _Form(_flag, bool),
+    "combine": _Form(partial(_word, COMBINATIONS)),
+    "target_tokens": _Form(_tokens),
+    "labels_from": _Form(_table, lambda text: text.rpartition(":")[2].strip()),
+    "classes": _Form(lambda _, value: read_classes(value)),
+    "control": _Form(partial(_word, CONTROLS)),
+}
+
+
+def read_choice(name: str, value: object) -> Any:
+    """Read one of the options; ParameterError if it is unreadable."""
+    return _FORMS[name].read(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the rows, X and y of a dataset are, besides what its strategy selects; see `featurestore.build`.
+
+    Attributes
+    ----------
+    where : tuple of Condition
+        The population: sentences that meet all of them.
+    drop_short : bool
+        Whether sentences with too few tokens are left out.
+    tokens : Tokens
+        Of X.
+    special : bool
+        Whether special tokens count.
+    combine : str
+        What becomes of several layers, one of `featurestore.schema.COMBINATIONS`.
+    target_tokens : Tokens
+        Of y; by default the final one, or with a row for each token its own.
+    labels_from : str or None
+        ``FILE.csv:COLUMN``.
+    classes : Classes or None
+        What labels are mapped to.
+    control : str or None
+        What is built in place of the real dataset, one of `featurestore.schema.CONTROLS`.
+    """
+
+    where: tuple[Condition, ...] = ()
+    drop_short: bool = False
+    tokens: Tokens = FINAL
+    special: bool = False
+    combine: str = COMBINATIONS[0]
+    target_tokens: Tokens = FINAL
+    labels_from: str | None = None
+    classes: Classes | None = None
+    control: str | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> Self:
+        """Read what users give, by name; None counts as not given.
+
+        What has no effect is left out, so that it makes no other dataset: special tokens where only the final one
+        counts, and short sentences where none can be.
+
+        Raises
+        ------
+        ParameterError
+            If something is unreadable, or cannot be together.
+        """
+        read = {name: read_choice(name, value) for name, value in given.items() if value is not None}
+        tokens = read.get("tokens", FINAL)
+        own = tokens.how == "all"
+        target_tokens = read.setdefault("target_tokens", tokens if own else FINAL)
+        if target_tokens.how == "all" and not own:
+            expected = f"expected {spelled('tokens', 'all')} with it, found {spelled('tokens', str(tokens))}"
+            raise ParameterError(f"{spelled('target_tokens', 'all')}: {expected}; choose a row for each token, or one")
+        if max(tokens.needed, target_tokens.needed) == 0:
+            read |= {"special": False, "drop_short": False}
+        return cls(**read)
+
+    @cached_property
+    def given(self) -> dict[str, Any]:
+        """What is not as usual, as JSON can hold it: the column of labels alone, as their content has a digest."""
+        usual = {field.name: field.default for field in fields(self)}
+        if self.tokens.how == "all":
+            usual["target_tokens"] = self.tokens
+        chosen = {name: getattr(self, name) for name, default in usual.items() if getattr(self, name) != default}
+        return {name: _FORMS[name].plain(value) for name, value in chosen.items()}
+
+
+NONE = Choices()
+"""Nothing but what the strategy selects."""
