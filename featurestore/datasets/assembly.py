@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.datasets import normalize, preflight
-from featurestore.datasets.dataset import Dataset
+from featurestore.datasets.dataset import Columns, Dataset
 from featurestore.datasets.described import about_X, about_y
 from featurestore.datasets.normalize import Normalization, Statistics
 from featurestore.datasets.raw import Loaded
+from featurestore.datasets.reduce import Reduction, reduced
 from featurestore.errors import NonFiniteError, SelectionError, some, spelled
 from featurestore.questions.controls import shuffled
 from featurestore.schema import DATASET_VERSION, __version__
@@ -24,7 +26,7 @@ _WINDOW = 1024
 
 
 def assemble(loaded: Loaded) -> tuple[Dataset, int]:
-    """Make the dataset of a plan that has been read; X is normalized as it is used.
+    """Make the dataset of a plan that has been read; X is normalized as it is used, or reduced at once.
 
     Returns
     -------
@@ -33,6 +35,8 @@ def assemble(loaded: Loaded) -> tuple[Dataset, int]:
 
     Raises
     ------
+    ParameterError
+        If there are fewer training rows or columns than components.
     NonFiniteError
         If X or y have NaN or infinite values and the plan does not drop them, or no sentence is left.
     SelectionError
@@ -45,11 +49,13 @@ def assemble(loaded: Loaded) -> tuple[Dataset, int]:
     _check_range(loaded, rows[~is_training] if measured else rows, columns, fitted, measured)
     metadata = _metadata(loaded, rows, dropped, columns) | _split_metadata(loaded, rows)
     y = _outcome(loaded, rows)
+    reduction, data = _reduced(loaded, partial(loaded.inputs, columns=columns, normalization=fitted), rows)
     dataset = Dataset(
-        data=loaded.inputs(rows, columns, fitted),
+        data=data,
         y=y.astype(np.int64 if y.dtype.kind in "iub" else np.float32),
         metadata={name: np.asarray(value) for name, value in metadata.items()},
         normalization=fitted,
+        reduction=reduction,
     )
     if not measured or loaded.plan.choices.control == "text":  # which has columns for n-grams that no text holds
         return dataset, 0
@@ -106,6 +112,19 @@ def _fit(loaded: Loaded, training: Array, columns: Array | slice) -> tuple[Norma
         raise SelectionError(f"{loaded.view.path}: no training sentence is left to fit the normalization")
     measured = [] if plan.normalize == "none" else loaded.statistics(training)
     return normalize.fit(plan.normalize, measured).of(columns), measured
+
+
+def _reduced(
+    loaded: Loaded, inputs: Callable[[Array], Columns], rows: Array
+) -> tuple[Reduction | None, Columns | Array]:
+    """Return the reduction, if X is to be reduced, and X of some rows."""
+    asked, other, is_training = loaded.plan.choices.reduce, loaded.plan.stats_from, loaded.training[rows]
+    X = inputs(rows)
+    if asked is None:
+        return None, X
+    if other and other.reduction:
+        return other.reduction, other.reduction.scores(X)
+    return reduced(asked, X, inputs(rows[is_training]), is_training)
 
 
 def _check_range(

@@ -14,9 +14,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.datasets import chain
 from featurestore.datasets.contents import Contents
 from featurestore.datasets.normalize import PARAMETERS, Normalization, consecutive, numbers
-from featurestore.errors import DatasetError, NonFiniteError, ParameterError, extra, some
+from featurestore.datasets.reduce import PARAMETERS as REDUCED
+from featurestore.datasets.reduce import Reduction
+from featurestore.errors import DatasetError, NonFiniteError, ParameterError, some
 from featurestore.files import whole_file
 from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
@@ -86,18 +89,21 @@ class Dataset:
         Where it came from; in the file each name starts with ``meta_``.
     normalization : Normalization
         How X came from the raw values.
+    reduction : Reduction, optional
+        What came after it, if X is reduced.
 
     Raises
     ------
     DatasetError
         If X or y have other dims, or not as many rows, or none, or something else than real numbers; if the
-        normalization is of other columns, or the metadata are no plain arrays.
+        normalization or reduction is of other columns, or the metadata are no plain arrays.
     """
 
     data: NDArray[Any] | Columns
     y: NDArray[Any]
     metadata: Mapping[str, NDArray[Any]]
     normalization: Normalization
+    reduction: Reduction | None = None
 
     def __post_init__(self) -> None:
         for name, array, dims in (("X", self.data, (2,)), ("y", self.y, (1, 2))):
@@ -110,9 +116,15 @@ class Dataset:
                 raise DatasetError(f"{name}: expected shape {sizes}, with rows and columns, found {array.shape}")
         if len(self.y) != self.data.shape[0]:
             raise DatasetError(f"y: expected a row for each of the {self.data.shape[0]} of X, found {len(self.y)}")
-        if self.normalization.width not in (None, self.data.shape[1]):
-            found = f"found statistics of {self.normalization.width}"
-            raise DatasetError(f"normalization: expected the {self.data.shape[1]} columns of X, {found}")
+        if self.reduction and self.reduction.asked.count != self.data.shape[1]:
+            found = f"found {self.reduction.asked.count} components"
+            raise DatasetError(f"reduction: expected the {self.data.shape[1]} columns of X, {found}")
+        if self._width and self.normalization.width not in (None, self._width):
+            of, found = (
+                "that are reduced" if self.reduction else "of X",
+                f"found statistics of {self.normalization.width}",
+            )
+            raise DatasetError(f"normalization: expected the {self._width} columns {of}, {found}")
         for name, value in self.metadata.items():
             if np.asarray(value).dtype.hasobject:
                 raise DatasetError(f"metadata {name!r}: expected numbers or text, found other objects")
@@ -120,11 +132,22 @@ class Dataset:
     def __repr__(self) -> str:
         n, d = self.data.shape
         strategy, store = self.metadata.get("strategy"), self.metadata.get("store")
-        return f"<Dataset {strategy} of {store}: X {n} x {d}, y {self.y.dtype}, {self.normalization.method}>"
+        steps = self.normalization.method + (f", {self.reduction.asked}" if self.reduction else "")
+        return f"<Dataset {strategy} of {store}: X {n} x {d}, y {self.y.dtype}, {steps}>"
+
+    @property
+    def _steps(self) -> tuple[Normalization | Reduction, ...]:
+        """How X came from the raw values, in this order."""
+        return (self.normalization, self.reduction) if self.reduction else (self.normalization,)
+
+    @property
+    def _width(self) -> int | None:
+        """Number of raw columns; None if that is not known any more."""
+        return self.reduction.width if self.reduction else self.data.shape[1]
 
     @cached_property
     def X(self) -> NDArray[np.float32]:  # noqa: N802
-        """Normalized inputs, (n, d) float32; calculated at the first use and kept.
+        """Normalized and reduced inputs, (n, d) float32; calculated at the first use and kept.
 
         Not to be written to, as only `data` is saved: copy it first.
 
@@ -141,24 +164,33 @@ class Dataset:
         return X
 
     def transform(self, raw: ArrayLike) -> NDArray[np.float32]:
-        """Normalize other raw values as X was, (..., d) to float32; ParameterError if they are not of d columns."""
-        return self.normalization.transform(numbers("raw values", raw, self.data.shape[1]))
+        """Normalize and reduce other raw values as X was, to (..., d) float32.
+
+        Raises
+        ------
+        ParameterError
+            If they have not as many columns as the raw values of X, or the reduction cannot be applied to others.
+        """
+        return chain.apply(numbers("raw values", raw, self._width), self._steps)
 
     def inverse(self, normalized: ArrayLike) -> NDArray[np.float32]:
-        """Return normalized values to raw ones, (..., d) to float32; ParameterError if they are not of d columns."""
-        return self.normalization.inverse(numbers("normalized values", normalized, self.data.shape[1]))
+        """Return values such as X to raw ones, (..., d) to float32; where X is reduced, approximately.
+
+        Raises
+        ------
+        ParameterError
+            If they are not of d columns, or the reduction cannot be inverted.
+        """
+        what = "reduced values" if self.reduction else "normalized values"
+        return chain.undo(numbers(what, normalized, self.data.shape[1]), self._steps)
 
     def transformer(self) -> FunctionTransformer:
         """Return `transform` and `inverse` as a scikit-learn transformer, for a pipeline on raw values.
 
-        Fitting it changes nothing: it keeps the statistics of this dataset. Needs scikit-learn, which this package
+        Fitting it changes nothing: it keeps what was fitted for this dataset. Needs scikit-learn, which this package
         does not install by itself (``pip install '.[sklearn]'``).
         """
-        with extra("sklearn"):
-            from sklearn.preprocessing import FunctionTransformer
-
-        apply, undo = self.normalization.transform, self.normalization.inverse  # which do not hold X
-        return FunctionTransformer(apply, undo, validate=False, check_inverse=False, feature_names_out="one-to-one")
+        return chain.transformer(self._steps)  # which do not hold X
 
     def save(self, path: PathLike, *, overwrite: bool = False) -> Path:
         """Write the dataset, in windows of rows, so that X never has to fit in memory.
@@ -229,7 +261,14 @@ class Dataset:
             **{f"meta_{name}": value for name, value in self.metadata.items()},
             "norm_method": np.array(normalization.method),
             **{f"norm_{name}": normalization.parameters[name] for name in PARAMETERS[normalization.method]},
+            **self._reduction_arrays(),
         }
+
+    def _reduction_arrays(self) -> dict[str, NDArray[Any]]:
+        if (reduction := self.reduction) is None:
+            return {}
+        arrays = {f"reduce_{name}": reduction.parameters[name] for name in REDUCED[reduction.asked.method]}
+        return {"reduce_method": np.array(reduction.asked.method), **arrays}
 
 
 def load_dataset(path: PathLike) -> Dataset:
@@ -252,7 +291,9 @@ def load_dataset(path: PathLike) -> Dataset:
     """
     with Archive(as_path(path)) as archive:
         contents = Contents(archive)
-        return Dataset(contents.read("X"), contents.read("y"), contents.metadata(), contents.normalization())
+        return Dataset(
+            contents.read("X"), contents.read("y"), contents.metadata(), contents.normalization(), contents.reduction()
+        )
 
 
 def read_metadata(path: PathLike, names: Sequence[str]) -> dict[str, NDArray[Any]]:

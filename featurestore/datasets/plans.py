@@ -24,6 +24,7 @@ from featurestore.strategies import get_strategy
 if TYPE_CHECKING:
     from featurestore.datasets.dataset import Dataset
     from featurestore.datasets.journal import File
+    from featurestore.questions.components import Components
     from featurestore.questions.rows import Condition
     from featurestore.strategies import Strategy
 
@@ -52,7 +53,7 @@ class Plan:
     split : SplitOptions or None
         How rows are divided, if they are.
     stats_from : Dataset or None
-        The dataset whose normalization is used, instead of one that is fitted.
+        The dataset whose normalization and reduction are used, instead of some that are fitted.
     seed : int
         Of a control.
     files : tuple of File
@@ -99,6 +100,7 @@ class Plan:
             check_method(normalize)
         if stats_from is not None:
             _check_statistics(stats_from, strategy, normalize)
+            _check_reduction(stats_from, choices.reduce)
             normalize = stats_from.normalization.method
         return cls(
             strategy=chosen,
@@ -123,7 +125,8 @@ class Plan:
     def selection(self) -> str:
         """What X and y depend on before they are normalized or divided; the same for the same selection."""
         # The file of labels by its path, as another of the same column may have other ones.
-        return repr((self.called, self.choices, self.choices.control and self.seed))
+        choices = replace(self.choices, reduce=None)
+        return repr((self.called, choices, choices.control and self.seed))
 
     @cached_property
     def called(self) -> str:
@@ -233,3 +236,14 @@ def _check_statistics(dataset: Dataset, strategy: str, normalize: str | None) ->
     if normalize not in (None, method := dataset.normalization.method):
         asked = spelled("normalize", normalize)
         raise ParameterError(f"{asked}: {spelled('stats_from')} has {method}; leave one of them out")
+
+
+def _check_reduction(dataset: Dataset, asked: Components | None) -> None:
+    """Refuse statistics of a dataset that is not reduced as is asked."""
+    found = dataset.reduction and dataset.reduction.asked
+    if found != asked:
+        ours, theirs = (f"reduced by {one}" if one else "not reduced" for one in (asked, found))
+        problem = f"is {theirs}, and this dataset is to be {ours}; {spelled('reduce')} has to be the same for both"
+        raise ParameterError(f"{spelled('stats_from')}: {problem}")
+    if dataset.reduction:
+        dataset.reduction.check_known("applied to other data")

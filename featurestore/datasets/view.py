@@ -204,6 +204,9 @@ class StoreView:
             if not np.array_equal(theirs, ours):
                 found = f"its X has {name} {theirs}, this one has {ours}"
                 raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
+        if other.reduction and other.reduction.width != (width := self.select(plan).width):
+            found = f"its X is reduced from {other.reduction.width} columns, this one from {width}"
+            raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
 
     def _warn_of_test_rows(self, other: Dataset, plan: Plan) -> None:
         divided = self.split(plan)
@@ -319,8 +322,8 @@ class StoreView:
 
     def shape(self, plan: Plan) -> tuple[int, int]:
         """Return the shape of X before any sentence is dropped, without reading it."""
-        selected = self.select(plan)
-        return len(selected.positions), selected.width
+        selected, reduced = self.select(plan), plan.choices.reduce
+        return len(selected.positions), reduced.count if reduced else selected.width
 
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
         """Return the blocks that are read or made for X of some plans, by name, what they share once."""

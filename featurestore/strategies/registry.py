@@ -35,14 +35,14 @@ TYPES = (int, float, NUMBER, str, bool, Numbers)
 """What options can be."""
 
 OWN = (
-    "store", "strategy", "input", "source", "where", "drop_short", "drop_nonfinite", "tokens", "special", "combine",
-    "normalize", "stats_from", "target_tokens", "labels_from", "classes", "control", "controls", "test_size", "folds",
-    "seed", "group_by", "output", "overwrite", "wait", "storage_options", "targets", "plugin", "quiet", "verbose",
-    "help",
+    "store", "strategy", "input", "source", "where", "drop_short", "drop_nonfinite", "tokens", "special",
+    "combine", "normalize", "reduce", "stats_from", "target_tokens", "labels_from", "classes", "control",
+    "controls", "test_size", "folds", "seed", "group_by", "output", "overwrite", "wait", "storage_options",
+    "targets", "plugin", "quiet", "verbose", "help",
 )  # fmt: skip
 """Options of `build` and keys of recipes, which no option of a strategy can be called."""
 
-RESERVED = ("y", "test_store", "reduce", "pool")
+RESERVED = ("y", "test_store", "pool")
 """Names that will be options of `build`."""
 
 
