@@ -32,6 +32,9 @@ ATTRIBUTES = ("model", "model_revision", "tokenizer", "sae_release", "sae_ids")
 NORMALIZATIONS = ("standardize", "minmax", "none")
 """The normalization methods; the first is the default."""
 
+REDUCTIONS = ("pca", "umap")
+"""What X can be reduced by, after it is normalized."""
+
 PLOTS = ("separability", "fisher", "l0", "norms", "pca", "trajectory", "heatmap", "activation")
 """What can be plotted."""
 

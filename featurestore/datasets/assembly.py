@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.datasets import normalize, preflight
-from featurestore.datasets.dataset import Dataset
+from featurestore.datasets.dataset import Columns, Dataset
 from featurestore.datasets.described import about_X, about_y
 from featurestore.datasets.normalize import Normalization, Statistics
 from featurestore.datasets.raw import Loaded
+from featurestore.datasets.reduce import Reduction, reduced
+from featurestore.datasets.sequences import Sequences
 from featurestore.errors import NonFiniteError, SelectionError, some, spelled
 from featurestore.questions.controls import shuffled
 from featurestore.schema import DATASET_VERSION, __version__
@@ -24,7 +27,7 @@ _WINDOW = 1024
 
 
 def assemble(loaded: Loaded) -> tuple[Dataset, int]:
-    """Make the dataset of a plan that has been read; X is normalized as it is used.
+    """Make the dataset of a plan that has been read; X is normalized as it is used, or reduced at once.
 
     Returns
     -------
@@ -33,6 +36,8 @@ def assemble(loaded: Loaded) -> tuple[Dataset, int]:
 
     Raises
     ------
+    ParameterError
+        If there are fewer training rows or columns than components.
     NonFiniteError
         If X or y have NaN or infinite values and the plan does not drop them, or no sentence is left.
     SelectionError
@@ -43,13 +48,21 @@ def assemble(loaded: Loaded) -> tuple[Dataset, int]:
     columns = _densest(loaded, rows[is_training])
     fitted, measured = _fit(loaded, rows[is_training], columns)
     _check_range(loaded, rows[~is_training] if measured else rows, columns, fitted, measured)
+    reduction, data = _reduced(loaded, partial(loaded.inputs, columns=columns, normalization=fitted), rows)
+    sequences = None
+    if loaded.plan.strategy.sequences:
+        _, first, lengths = np.unique(loaded.selected.sentences[rows], return_index=True, return_counts=True)
+        rows, sequences = rows[first], Sequences(data, lengths)
     metadata = _metadata(loaded, rows, dropped, columns) | _split_metadata(loaded, rows)
+    metadata["input_dims"] = sequences.shape[1:] if sequences else data.shape[1]
     y = _outcome(loaded, rows)
     dataset = Dataset(
-        data=loaded.inputs(rows, columns, fitted),
+        data=sequences or data,
         y=y.astype(np.int64 if y.dtype.kind in "iub" else np.float32),
         metadata={name: np.asarray(value) for name, value in metadata.items()},
         normalization=fitted,
+        reduction=reduction,
+        mask=sequences.mask if sequences else None,
     )
     if not measured or loaded.plan.choices.control == "text":  # which has columns for n-grams that no text holds
         return dataset, 0
@@ -108,6 +121,19 @@ def _fit(loaded: Loaded, training: Array, columns: Array | slice) -> tuple[Norma
     return normalize.fit(plan.normalize, measured).of(columns), measured
 
 
+def _reduced(
+    loaded: Loaded, inputs: Callable[[Array], Columns], rows: Array
+) -> tuple[Reduction | None, Columns | Array]:
+    """Return the reduction, if X is to be reduced, and X of some rows."""
+    asked, other, is_training = loaded.plan.choices.reduce, loaded.plan.stats_from, loaded.training[rows]
+    X = inputs(rows)
+    if asked is None:
+        return None, X
+    if other and other.reduction:
+        return other.reduction, other.reduction.scores(X)
+    return reduced(asked, X, inputs(rows[is_training]), is_training)
+
+
 def _check_range(
     loaded: Loaded, others: Array, columns: Array | slice, fitted: Normalization, measured: Sequence[Statistics]
 ) -> None:
@@ -143,7 +169,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
         metadata["input_features"] = metadata["input_features"][columns]
     if plan.strategy.code:
         metadata["strategy_code"] = plan.strategy.code
-    if selected.tokens is not None:
+    if selected.tokens is not None and not plan.strategy.sequences:
         metadata["token"] = selected.tokens[rows]
     metadata |= about_y(plan, selected, view.outcomes(plan.choices))
     if plan.choices.where:

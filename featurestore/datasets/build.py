@@ -46,6 +46,7 @@ def build(
     combine: str | None = None,
     normalize: str | None = None,
     stats_from: PathLike | None = None,
+    reduce: str | None = None,
     target_tokens: str | None = None,
     y: str | None = None,
     labels_from: str | None = None,
@@ -65,7 +66,7 @@ def build(
     """Build one dataset from a store: at the final token of each sentence, unless other tokens are asked for.
 
     A dataset answers four questions: which rows (`where` to `drop_nonfinite`), what is X (the strategy, and `tokens` to
-    `stats_from`), what is y (the strategy, and `target_tokens` to `control`), and on which side each row is
+    `reduce`), what is y (the strategy, and `target_tokens` to `control`), and on which side each row is
     (`test_size` to `group_by`). All of these compose with every strategy.
 
     Parameters
@@ -96,7 +97,12 @@ def build(
     normalize : str, optional
         ``"standardize"`` (default), ``"minmax"`` or ``"none"``.
     stats_from : str or PathLike, optional
-        A dataset of the same strategy and input, whose normalization is used instead of fitting one.
+        A dataset of the same strategy and input, whose normalization is used instead of fitting one, and its reduction
+        with `reduce`, which has to be the same.
+    reduce : str, optional
+        Reduce X, once it is normalized, to components of the training rows: ``"pca-50"`` to the scores on the first 50
+        principal ones, which are not normalized again; ``"umap-2"`` to an embedding, which can neither be applied to
+        other data nor inverted later, and holds all of X in memory (needs the extra ``umap``).
     target_tokens : str, optional
         The same as `tokens` of an activation that is y, by default ``"final"``, or with ``tokens="all"`` the row's own.
     y : str, optional
@@ -130,12 +136,13 @@ def build(
     Returns
     -------
     Dataset
-        Raw values are read from the store; its `X` is normalized when it is used.
+        Raw values are read from the store; its `X` is normalized when it is used, but if it is reduced, at once.
 
     Raises
     ------
     ParameterError
-        If an option is unknown, missing, contradictory or unreadable.
+        If an option is unknown, missing, contradictory or unreadable, or there are fewer training rows or columns than
+        components.
     SelectionError
         If the store lacks the layer, feature or SAE, has no such sentence, or none with tokens enough, or cannot be
         split as asked.
@@ -155,9 +162,10 @@ def build(
         store, sentences = store_of(store)
     plan = plan_of(
         strategy, options, where=where, drop_short=drop_short, drop_nonfinite=drop_nonfinite, tokens=tokens,
-        special=special, combine=combine, normalize=normalize, stats_from=stats_from, target_tokens=target_tokens,
-        y=y, labels_from=labels_from, classes=classes, control=control, test_size=test_size,
-        test_store=test_store and named_store(test_store), folds=folds, seed=seed, group_by=group_by,
+        special=special, combine=combine, normalize=normalize, stats_from=stats_from, reduce=reduce,
+        target_tokens=target_tokens, y=y, labels_from=labels_from, classes=classes, control=control,
+        test_size=test_size, test_store=test_store and named_store(test_store), folds=folds, seed=seed,
+        group_by=group_by,
     )  # fmt: skip
     path = None if output is None else check_output(output)
     found = find_stores(store, storage_options=storage_options, wait=wait)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.datasets.normalize import PARAMETERS, Normalization
+from featurestore.datasets.reduce import PARAMETERS as REDUCED
+from featurestore.datasets.reduce import Reduction
 from featurestore.errors import NpzError, shown, some
 from featurestore.npz import Archive, Header
+from featurestore.questions.components import Components
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -17,15 +20,20 @@ if TYPE_CHECKING:
 _REMEDY = "build it again"
 
 _NUMBERS, _INTEGERS, _TEXT, _DIGEST = "real numbers", "64-bit integers", "text", "a SHA-256 as hex digits"
-_KINDS = {_NUMBERS: "biuf", _INTEGERS: "iu", _TEXT: "U", _DIGEST: "U"}
+_TRUTH = "true and false"
+_KINDS = {_NUMBERS: "biuf", _INTEGERS: "iu", _TRUTH: "b", _TEXT: "U", _DIGEST: "U"}
 
 _REASONS = ("dropped", "left_out", "short", "near_duplicate")
 """Why sentences are no rows."""
 
 _FORMS: dict[str, tuple[str, list[str]]] = {
-    "X": (_NUMBERS, ["nd"]),
+    "X": (_NUMBERS, ["nd", "ntd"]),
+    "mask": (_TRUTH, ["nt"]),
     "y": (_NUMBERS, ["n", "nk"]),
-    **{f"norm_{name}": (_NUMBERS, ["d"]) for names in PARAMETERS.values() for name in names},
+    **{f"norm_{name}": (_NUMBERS, ["r"]) for names in PARAMETERS.values() for name in names},
+    "reduce_mean": (_NUMBERS, ["r"]),
+    "reduce_components": (_NUMBERS, ["dr"]),
+    "reduce_explained_variance_ratio": (_NUMBERS, ["d"]),
     **{f"meta_{name}": (_TEXT, [""]) for name in ("strategy", "store", "input_source", "parameters")},
     **{f"meta_{name}": (_TEXT, [""]) for name in ("input_tokens", "target_tokens", "combine")},
     **{f"meta_{name}": (_TEXT, [""]) for name in ("y", "labels_from", "classes", "control")},
@@ -33,7 +41,9 @@ _FORMS: dict[str, tuple[str, list[str]]] = {
     **{
         f"meta_{name}": (_DIGEST, [""]) for name in ("fingerprint", "store_digest", "sentences_digest", "labels_digest")
     },
-    **{f"meta_{name}": (_INTEGERS, [""]) for name in ("n_samples", "input_dims", "near_duplicates_across")},
+    **{f"meta_{name}": (_INTEGERS, [""]) for name in ("n_samples", "near_duplicates_across")},
+    "meta_input_dims": (_INTEGERS, ["", "k"]),
+    "meta_special": (_TRUTH, [""]),
     **{f"meta_{name}_sentence_indices": (_INTEGERS, ["k"]) for name in _REASONS},
     **{f"meta_{name}_store": (_TEXT, ["k"]) for name in _REASONS},
     "meta_input_layers": (_INTEGERS, ["k"]),
@@ -43,10 +53,10 @@ _FORMS: dict[str, tuple[str, list[str]]] = {
     **{f"meta_{name}": (_TEXT, ["n"]) for name in ("split", "row_store")},
     **{f"meta_{name}": (_TEXT, [""]) for name in ("groups_digest", "strategy_code", "split_version")},
 }
-"""What an array holds, and its shapes: n rows and d columns of X, any number of k."""
+"""What an array holds, and its shapes: n rows, t tokens and d columns of X, which r were reduced to, any number of k."""
 
-_SIZES = {"meta_n_samples": 0, "meta_input_dims": 1}
-"""Which size of X an integer repeats."""
+_SIZES = {"meta_n_samples": slice(1), "meta_input_dims": slice(1, None)}
+"""Which sizes of X are repeated."""
 
 
 class Contents:
@@ -73,11 +83,16 @@ class Contents:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self.method = self._method()
+        self._reduced = self._reduction_method()
         self.shape: tuple[int, ...] = ()
-        for name in ("X", "y", *(f"norm_{name}" for name in PARAMETERS[self.method])):
+        self._sizes: dict[str, int] = {}
+        for name in self._needed():
             header = archive.header(name)
             if name == "X":
                 self.shape = header.shape
+                self._sizes = dict(zip("ntd" if len(self.shape) > 2 else "nd", self.shape, strict=False))
+            elif name != "y" and "r" not in self._sizes:  # all have as many as the first of them
+                self._sizes |= zip("r", header.shape[-1:] if self._reduced else self.shape[-1:], strict=False)
             self._check_form(name, header)
             if 0 in header.shape:
                 raise self._error(name, f"has shape {header.shape}, expected rows and columns")
@@ -93,7 +108,9 @@ class Contents:
             raise self._error(name, fault)
         if name == "X":
             return self._exactly(name, array, np.float32)
-        return self._exactly(name, array, np.float64) if name.startswith("norm_") else array
+        if name == "reduce_components":
+            return self._exactly(name, array, np.float32)
+        return self._exactly(name, array, np.float64) if name.startswith(("norm_", "reduce_")) else array
 
     def metadata(self) -> dict[str, NDArray[Any]]:
         """Read all metadata."""
@@ -109,6 +126,13 @@ class Contents:
             raise self._error("norm_max", "must be norm_min or more throughout")
         return Normalization(self.method, parameters)
 
+    def reduction(self) -> Reduction | None:
+        """Read the reduction, if there is one."""
+        if not self._reduced:
+            return None
+        parameters = {name: self.read(f"reduce_{name}") for name in REDUCED[self._reduced]}
+        return Reduction(Components(self._reduced, self.shape[-1]), parameters)
+
     def _method(self) -> str:
         """Return the method of the normalization, if the file has the arrays of a dataset."""
         archive, where = self._archive, shown(self._archive.path)
@@ -118,10 +142,25 @@ class Contents:
         method = str(archive.array("norm_method", max_bytes=4096))
         if method not in PARAMETERS:
             raise NpzError(f"{where}: norm_method {method!r} is none of {', '.join(PARAMETERS)}; {_REMEDY}")
-        expected = ["X", "y", *(f"norm_{name}" for name in PARAMETERS[method])]
-        if missing := [name for name in expected if name not in archive]:
-            raise NpzError(f"{where}: is no dataset of featurestore: missing {', '.join(missing)}; {_REMEDY}")
         return method
+
+    def _reduction_method(self) -> str:
+        """Return the method of the reduction; nothing if there is none."""
+        if "reduce_method" not in self._archive:
+            return ""
+        method = str(self._archive.array("reduce_method", max_bytes=4096))
+        if method not in REDUCED:
+            raise self._error("reduce_method", f"is {method!r}, none of {', '.join(REDUCED)}")
+        return method
+
+    def _needed(self) -> list[str]:
+        """Name the arrays that have to be there."""
+        reduced = [f"reduce_{name}" for name in REDUCED[self._reduced]] if self._reduced else []
+        needed = ["X", "y", *reduced, *(f"norm_{name}" for name in PARAMETERS[self.method])]
+        if missing := [name for name in needed if name not in self._archive]:
+            found = f"is no dataset of featurestore: missing {', '.join(missing)}"
+            raise NpzError(f"{shown(self._archive.path)}: {found}; {_REMEDY}")
+        return needed
 
     def _check_form(self, name: str, found: Header | NDArray[Any]) -> None:
         kind, shapes = _FORMS.get(name, ("", []))
@@ -129,10 +168,11 @@ class Contents:
             return
         if found.dtype.kind not in _KINDS[kind] or (kind == _INTEGERS and not np.can_cast(found.dtype, np.int64)):
             raise self._error(name, f"must hold {kind}, found {found.dtype}")
-        sizes = dict(zip("nd", self.shape, strict=False))
+        if not self._reduced:
+            shapes = [shape.replace("r", "d") for shape in shapes]
         if not any(
             len(shape) == len(found.shape)
-            and all(size == sizes.get(dim, size) for dim, size in zip(shape, found.shape, strict=True))
+            and all(size == self._sizes.get(dim, size) for dim, size in zip(shape, found.shape, strict=True))
             for shape in shapes
         ):
             expected = " or ".join(f"({', '.join(shape)}{',' * (len(shape) == 1)})" for shape in shapes)
@@ -148,8 +188,8 @@ class Contents:
             return f"must be {_DIGEST}, found something else"
         if name == "meta_split" and not np.isin(array, ["train", "test"]).all():
             return "must be train or test throughout, found something else"
-        if name in _SIZES and array != (size := self.shape[_SIZES[name]]):
-            return f"is {array}, but X has {size}"
+        if name in _SIZES and np.ravel(array).tolist() != [*(sizes := self.shape[_SIZES[name]])]:
+            return f"is {array}, but X has {' x '.join(map(str, sizes))}"
         return ""
 
     def _exactly(self, name: str, array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:

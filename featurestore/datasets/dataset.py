@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.datasets import chain
 from featurestore.datasets.contents import Contents
-from featurestore.datasets.normalize import PARAMETERS, Normalization, numbers
-from featurestore.errors import DatasetError, NonFiniteError, ParameterError, extra, some
+from featurestore.datasets.normalize import PARAMETERS, Normalization, consecutive, numbers
+from featurestore.datasets.reduce import PARAMETERS as REDUCED
+from featurestore.datasets.reduce import Reduction
+from featurestore.datasets.sequences import Sequences
+from featurestore.errors import DatasetError, NonFiniteError, ParameterError, some
 from featurestore.files import whole_file
 from featurestore.npz import Archive
 from featurestore.paths import PathLike, as_path
@@ -60,8 +65,9 @@ class Columns:
 
     def __getitem__(self, key: slice | tuple[slice, ...]) -> NDArray[Any]:
         part, *further = key if isinstance(key, tuple) else (key,)
-        rows = self._rows[part]
-        values = np.concatenate([block[rows] for block in self._blocks], axis=1)[:, self._columns]
+        rows = consecutive(self._rows[part])
+        parts = [block[rows] for block in self._blocks]
+        values = (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))[:, self._columns]
         if self._normalization:
             values = self._normalization.transform(values)
         return values[:, *further]
@@ -72,11 +78,11 @@ class Columns:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A training dataset: n sentences, d columns.
+    """A training dataset: n sentences, d columns; or n sequences of T tokens.
 
     Attributes
     ----------
-    data : ndarray or Columns, (n, d) float32
+    data : ndarray, Columns or Sequences, (n, d) or (n, T, d) float32
         X, computed or still lazy: then it is normalized when it is used or saved. For a dataset with other values:
         ``dataclasses.replace(dataset, data=values)``; those of other dtypes are rounded to float32.
     y : ndarray, (n,), or (n, k) where there are k targets
@@ -85,45 +91,72 @@ class Dataset:
         Where it came from; in the file each name starts with ``meta_``.
     normalization : Normalization
         How X came from the raw values.
+    reduction : Reduction, optional
+        What came after it, if X is reduced.
+    mask : ndarray, (n, T) bool, optional
+        Of sequences: where there is a token. Elsewhere X is 0, which is padding.
 
     Raises
     ------
     DatasetError
         If X or y have other dims, or not as many rows, or none, or something else than real numbers; if the
-        normalization is of other columns, or the metadata are no plain arrays.
+        normalization or reduction is of other columns, or the metadata are no plain arrays.
     """
 
-    data: NDArray[Any] | Columns
+    data: NDArray[Any] | Columns | Sequences
     y: NDArray[Any]
     metadata: Mapping[str, NDArray[Any]]
     normalization: Normalization
+    reduction: Reduction | None = None
+    mask: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
-        for name, array, dims in (("X", self.data, (2,)), ("y", self.y, (1, 2))):
-            if not isinstance(array, np.ndarray | Columns):
+        dims_of_X = (2,) if self.mask is None else (3,)
+        for name, array, dims in (("X", self.data, dims_of_X), ("y", self.y, (1, 2))):
+            if not isinstance(array, np.ndarray | Columns | Sequences):
                 raise DatasetError(f"{name}: expected an array, found {type(array).__name__}")
             if array.dtype.kind not in "biuf":
                 raise DatasetError(f"{name}: expected real numbers, found dtype {array.dtype}")
             if array.ndim not in dims or 0 in array.shape:
-                sizes = "(n, d)" if name == "X" else "(n,) or (n, k)"
+                sizes = {2: "(n, d)", 3: "(n, T, d)"}[dims[0]] if name == "X" else "(n,) or (n, k)"
                 raise DatasetError(f"{name}: expected shape {sizes}, with rows and columns, found {array.shape}")
         if len(self.y) != self.data.shape[0]:
             raise DatasetError(f"y: expected a row for each of the {self.data.shape[0]} of X, found {len(self.y)}")
-        if self.normalization.width not in (None, self.data.shape[1]):
-            found = f"found statistics of {self.normalization.width}"
-            raise DatasetError(f"normalization: expected the {self.data.shape[1]} columns of X, {found}")
+        if self.mask is not None and (self.mask.dtype != bool or self.mask.shape != self.data.shape[:2]):
+            found = f"found {self.mask.dtype} of shape {self.mask.shape}"
+            raise DatasetError(f"mask: expected bool of the shape {self.data.shape[:2]} of X, {found}")
+        if self.reduction and self.reduction.asked.count != self.data.shape[-1]:
+            found = f"found {self.reduction.asked.count} components"
+            raise DatasetError(f"reduction: expected the {self.data.shape[-1]} columns of X, {found}")
+        if self._width and self.normalization.width not in (None, self._width):
+            of, found = (
+                "that are reduced" if self.reduction else "of X",
+                f"found statistics of {self.normalization.width}",
+            )
+            raise DatasetError(f"normalization: expected the {self._width} columns {of}, {found}")
         for name, value in self.metadata.items():
             if np.asarray(value).dtype.hasobject:
                 raise DatasetError(f"metadata {name!r}: expected numbers or text, found other objects")
 
     def __repr__(self) -> str:
-        n, d = self.data.shape
+        sizes = " x ".join(map(str, self.data.shape))
         strategy, store = self.metadata.get("strategy"), self.metadata.get("store")
-        return f"<Dataset {strategy} of {store}: X {n} x {d}, y {self.y.dtype}, {self.normalization.method}>"
+        steps = self.normalization.method + (f", {self.reduction.asked}" if self.reduction else "")
+        return f"<Dataset {strategy} of {store}: X {sizes}, y {self.y.dtype}, {steps}>"
+
+    @property
+    def _steps(self) -> tuple[Normalization | Reduction, ...]:
+        """How X came from the raw values, in this order."""
+        return (self.normalization, self.reduction) if self.reduction else (self.normalization,)
+
+    @property
+    def _width(self) -> int | None:
+        """Number of raw columns; None if that is not known any more."""
+        return self.reduction.width if self.reduction else self.data.shape[-1]
 
     @cached_property
     def X(self) -> NDArray[np.float32]:  # noqa: N802
-        """Normalized inputs, (n, d) float32; calculated at the first use and kept.
+        """Normalized and reduced inputs, (n, d) or (n, T, d) float32; calculated at the first use and kept.
 
         Not to be written to, as only `data` is saved: copy it first.
 
@@ -140,24 +173,35 @@ class Dataset:
         return X
 
     def transform(self, raw: ArrayLike) -> NDArray[np.float32]:
-        """Normalize other raw values as X was, (..., d) to float32; ParameterError if they are not of d columns."""
-        return self.normalization.transform(numbers("raw values", raw, self.data.shape[1]))
+        """Normalize and reduce other raw values as X was, to (..., d) float32.
+
+        Raises
+        ------
+        ParameterError
+            If they have not as many columns as the raw values of X, or the reduction cannot be applied to others.
+        """
+        return chain.apply(numbers("raw values", raw, self._width), self._steps)
 
     def inverse(self, normalized: ArrayLike) -> NDArray[np.float32]:
-        """Return normalized values to raw ones, (..., d) to float32; ParameterError if they are not of d columns."""
-        return self.normalization.inverse(numbers("normalized values", normalized, self.data.shape[1]))
+        """Return values such as X to raw ones, (..., d) to float32; where X is reduced, approximately.
+
+        Of padding it makes what a token of all zeros would be: `mask` says where there is none.
+
+        Raises
+        ------
+        ParameterError
+            If they are not of d columns, or the reduction cannot be inverted.
+        """
+        what = "reduced values" if self.reduction else "normalized values"
+        return chain.undo(numbers(what, normalized, self.data.shape[-1]), self._steps)
 
     def transformer(self) -> FunctionTransformer:
         """Return `transform` and `inverse` as a scikit-learn transformer, for a pipeline on raw values.
 
-        Fitting it changes nothing: it keeps the statistics of this dataset. Needs scikit-learn, which this package
+        Fitting it changes nothing: it keeps what was fitted for this dataset. Needs scikit-learn, which this package
         does not install by itself (``pip install '.[sklearn]'``).
         """
-        with extra("sklearn"):
-            from sklearn.preprocessing import FunctionTransformer
-
-        apply, undo = self.normalization.transform, self.normalization.inverse  # which do not hold X
-        return FunctionTransformer(apply, undo, validate=False, check_inverse=False, feature_names_out="one-to-one")
+        return chain.transformer(self._steps)  # which do not hold X
 
     def save(self, path: PathLike, *, overwrite: bool = False) -> Path:
         """Write the dataset, in windows of rows, so that X never has to fit in memory.
@@ -205,8 +249,8 @@ class Dataset:
             member.write(memoryview(window).cast("B"))
 
     def _windows(self) -> Iterator[NDArray[np.float32]]:
-        n, d = self.data.shape
-        rows = max(1, _WINDOW_BYTES // (4 * d))
+        n, *sizes = self.data.shape
+        rows = max(1, _WINDOW_BYTES // (4 * math.prod(sizes)))
         for start in range(0, n, rows):
             with np.errstate(over="ignore", invalid="ignore"):  # checked by whoever asks
                 window = np.ascontiguousarray(self.data[start : start + rows], "<f4")
@@ -214,10 +258,11 @@ class Dataset:
 
     def _nonfinite(self) -> NonFiniteError:
         """Make the error that says where X is not finite."""
-        finite = [(values.all(axis=1), values.all(axis=0)) for values in map(np.isfinite, self._windows())]
+        n, *_, d = self.data.shape
+        windows = (np.isfinite(values).reshape(len(values), -1, d) for values in self._windows())
+        finite = [(values.all(axis=(1, 2)), values.all(axis=(0, 1))) for values in windows]
         rows = np.flatnonzero(~np.concatenate([of_rows for of_rows, _ in finite]))
         columns = np.flatnonzero(~np.all([of_columns for _, of_columns in finite], axis=0))
-        n, d = self.data.shape
         found = f"{len(rows)} of {n} rows ({some(rows)}) and {len(columns)} of {d} columns ({some(columns)})"
         return NonFiniteError(f"X is not finite in float32, in {found}; leave them out, or normalize otherwise")
 
@@ -225,10 +270,18 @@ class Dataset:
         normalization = self.normalization
         return {
             "y": self.y,
+            **({} if self.mask is None else {"mask": self.mask}),
             **{f"meta_{name}": value for name, value in self.metadata.items()},
             "norm_method": np.array(normalization.method),
             **{f"norm_{name}": normalization.parameters[name] for name in PARAMETERS[normalization.method]},
+            **self._reduction_arrays(),
         }
+
+    def _reduction_arrays(self) -> dict[str, NDArray[Any]]:
+        if (reduction := self.reduction) is None:
+            return {}
+        arrays = {f"reduce_{name}": reduction.parameters[name] for name in REDUCED[reduction.asked.method]}
+        return {"reduce_method": np.array(reduction.asked.method), **arrays}
 
 
 def load_dataset(path: PathLike) -> Dataset:
@@ -251,7 +304,14 @@ def load_dataset(path: PathLike) -> Dataset:
     """
     with Archive(as_path(path)) as archive:
         contents = Contents(archive)
-        return Dataset(contents.read("X"), contents.read("y"), contents.metadata(), contents.normalization())
+        return Dataset(
+            contents.read("X"),
+            contents.read("y"),
+            contents.metadata(),
+            contents.normalization(),
+            contents.reduction(),
+            contents.read("mask") if "mask" in contents else None,
+        )
 
 
 def read_metadata(path: PathLike, names: Sequence[str]) -> dict[str, NDArray[Any]]:

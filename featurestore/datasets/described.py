@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-_INPUTS = {"tokens": "input_tokens", "combine": "combine", "control": "control"}
+_CHOSEN = {"tokens": "input_tokens", "special": "special", "combine": "combine", "control": "control"}
 _ACTIVATIONS = {"input_average_l0": "average_l0", "input_features": "feature"}
 _TARGETS = {"target_layer": "layer", "target_feature": "feature", "average_l0": "average_l0"}
 
@@ -35,7 +36,23 @@ def about_X(plan: Plan, selected: Selected) -> dict[str, Any]:  # noqa: N802
         about |= _coords(blocks[0], _ACTIVATIONS)
         if choices.tokens.side_by_side and "input_features" in about:
             about["input_features"] = np.tile(about["input_features"], choices.tokens.count)
-    return about | {name: choices.given[key] for key, name in _INPUTS.items() if key in choices.given}
+    return about | {name: choices.given[key] for key, name in _CHOSEN.items() if key in choices.given}
+
+
+def other_input(plan: Plan, selected: Selected, other: Mapping[str, Any]) -> str:
+    """Say how the X of another dataset, by its metadata, is other than that of a plan, or nothing."""
+    about = about_X(plan, selected)
+    if plan.choices.control == "shuffled-labels":  # whose X is the real one
+        del about["control"]
+    for name in ("input_source", "input_layers", "input_dims", *_ACTIVATIONS, *_CHOSEN.values()):
+        ours, theirs = (np.asarray(of.get(name, "usual")) for of in (about, other))
+        if name == "control" and theirs == "shuffled-labels":
+            continue
+        if name == "input_features" and selected.densest is not None:
+            ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
+        if not np.array_equal(theirs, ours):
+            return f"its X has {name} {theirs}, this one has {ours}"
+    return ""
 
 
 def about_y(plan: Plan, selected: Selected, labels: Labels | None) -> dict[str, Any]:

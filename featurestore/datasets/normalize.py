@@ -1,10 +1,13 @@
-"""Normalization: statistics computed once by dask, kept as a frozen value, applied and inverted anywhere."""
+"""Normalization: statistics computed once, kept as a frozen value, applied and inverted anywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import batched, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -12,14 +15,18 @@ from featurestore.errors import ParameterError, brief
 from featurestore.schema import NORMALIZATIONS
 
 if TYPE_CHECKING:
-    import dask.array as da
     from numpy.typing import ArrayLike, NDArray
+
+    Floats = NDArray[np.float64]
 
 PARAMETERS = dict(zip(NORMALIZATIONS, (("mean", "std"), ("min", "max"), ()), strict=True))
 """The methods, and the names of their parameters."""
 
-_ROWS = 256
-"""Rows of a chunk while statistics are computed."""
+_ROWS, _MERGED = 256, 4
+"""Rows that are summed up by themselves, and how many such sums are then merged: what rounding makes of statistics."""
+
+_COLUMNS = 512
+"""Columns that a thread measures at once: of so many rows, a processor's cache can hold them."""
 
 _SMALLEST = np.finfo(np.float32).tiny
 """A column whose values spread less than float32 can tell from 0 in full precision counts as constant."""
@@ -160,13 +167,6 @@ class Extremes:
         """Which columns count as constant, (d,)."""
         return np.equal(_span(self.min, self.max), 0)
 
-    def parts(self, widths: Sequence[int]) -> list[Self]:
-        """Return those of consecutive blocks of columns."""
-        ends = np.cumsum(widths).tolist()
-        slices = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        return [replace(self, **{name: array[part] for name, array in arrays.items()}) for part in slices]
-
 
 @dataclass(frozen=True, eq=False)
 class Statistics(Extremes):
@@ -176,47 +176,109 @@ class Statistics(Extremes):
     std: NDArray[np.float64]
 
 
-def measure_extremes(columns: Sequence[ArrayLike]) -> list[Extremes]:
-    """Compute the extremes of several arrays at once, as `measure` does all statistics."""
-    wanted = [(array.min(axis=0), array.max(axis=0)) for array in _lazy(columns)]
-    return [Extremes(*found) for found in _compute(wanted)]
+def measure_extremes(blocks: Sequence[NDArray[Any]], rows: NDArray[np.intp] | None = None) -> list[Extremes]:
+    """Find the extremes of several arrays at once, as `measure` does all statistics."""
+    return [Extremes(*found) for found in _reduced(blocks, rows, _extremes, _merged_extremes)]
 
 
-def measure(columns: Sequence[ArrayLike]) -> list[Statistics]:
-    """Compute the statistics of several arrays at once, in float64 and chunk by chunk, by dask.
+def measure(blocks: Sequence[NDArray[Any]], rows: NDArray[np.intp] | None = None) -> list[Statistics]:
+    """Compute the statistics of several arrays at once, in float64, by threads and in little memory.
 
     Parameters
     ----------
-    columns : sequence of array, (n, d)
-        Finite raw values: anything that has a shape and a dtype and can be sliced, not necessarily in memory.
+    blocks : sequence of ndarray, (m, d)
+        Raw values, finite in those rows; not necessarily in memory.
+    rows : ndarray, (n,) int, optional
+        Of which rows, in this order; by default of all.
 
     Returns
     -------
     list of Statistics
-        They depend on the values and their order alone, not on what else is computed, nor on the user's scheduler. A
-        constant column has its value as mean and 1 as std, so that it comes out as exactly 0 (or as next to nothing,
-        where it varies by less than 1.2e-38).
+        They depend on the values and their order alone, not on what else is computed. A constant column has its value
+        as mean and 1 as std, so that it comes out as exactly 0 (or as next to nothing, where it varies by less than
+        1.2e-38).
     """
-    wanted = [(array.min(axis=0), array.max(axis=0), array.mean(axis=0), array.std(axis=0)) for array in _lazy(columns)]
-    return [_statistics(*found) for found in _compute(wanted)]
+    return [_statistics(*found) for found in _reduced(blocks, rows, _Sums.of, _Sums.merged)]
 
 
-def _lazy(columns: Sequence[ArrayLike]) -> list[da.Array]:
-    import dask.array as da
+class _Sums(NamedTuple):
+    """What some rows add up to, (w,) each; squares are about their mean, so that no small spread is lost."""
 
-    return [da.from_array(array, chunks=(_ROWS, -1), name=False).astype(np.float64) for array in columns]
+    min: Floats
+    max: Floats
+    n: Floats
+    total: Floats
+    squares: Floats
+
+    @classmethod
+    def of(cls, values: Floats) -> Self:
+        """Sum up rows, (n, w), which are overwritten."""
+        smallest, largest = _extremes(values)
+        n, total = np.full(values.shape[1], float(len(values))), values.sum(axis=0)
+        values -= total / n
+        return cls(smallest, largest, n, total, np.square(values, out=values).sum(axis=0))
+
+    @classmethod
+    def merged(cls, parts: Sequence[Self]) -> Self:
+        """Merge the sums of some parts of the rows (Chan, Golub, LeVeque 1979)."""
+        n, totals, squares = (np.stack(values) for values in list(zip(*parts, strict=True))[2:])
+        of_all, total = n.sum(axis=0), totals.sum(axis=0)
+        between = n * np.square(totals / n - total / of_all)
+        return cls(*_merged_extremes(parts), of_all, total, squares.sum(axis=0) + between.sum(axis=0))
 
 
-def _compute(wanted: Sequence[tuple[da.Array, ...]]) -> tuple[tuple[NDArray[np.float64], ...], ...]:
-    from dask.base import compute
-
-    found: tuple[tuple[NDArray[np.float64], ...], ...] = compute(*wanted, scheduler="threads")
-    return found
+def _extremes(values: Floats) -> tuple[Floats, Floats]:
+    return values.min(axis=0), values.max(axis=0)
 
 
-def _statistics(*computed: NDArray[np.float64]) -> Statistics:
-    smallest, largest, mean, std = computed
+def _merged_extremes(parts: Sequence[tuple[Floats, ...]]) -> tuple[Floats, Floats]:
+    smallest, largest, *_ = zip(*parts, strict=True)
+    return np.min(smallest, axis=0), np.max(largest, axis=0)
+
+
+def _reduced[T: tuple[Floats, ...]](
+    blocks: Sequence[NDArray[Any]],
+    rows: NDArray[np.intp] | None,
+    of: Callable[[Floats], T],
+    merged: Callable[[Sequence[T]], T],
+) -> list[list[Floats]]:
+    """Describe some rows of each block, always in the same windows of rows and the same order, side by side."""
+
+    def describe(columns: NDArray[Any]) -> T:
+        chosen = np.arange(len(columns)) if rows is None else rows
+        windows = (columns[consecutive(chosen[start : start + _ROWS])] for start in range(0, len(chosen), _ROWS))
+        parts = [of(window.astype(np.float64)) for window in windows]
+        while len(parts) > 1:
+            parts = [merged(some) for some in batched(parts, _MERGED)]
+        return parts[0]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [pool.map(describe, _tiles(block)) for block in blocks]
+        return [
+            [np.concatenate(values)[: block.shape[1]] for values in zip(*tiles, strict=True)]
+            for block, tiles in zip(blocks, found, strict=True)
+        ]
+
+
+def _tiles(block: NDArray[Any]) -> list[NDArray[Any]]:
+    """Cut an array into columns; a lone one twice, because numpy adds up one in another order than several."""
+    width = block.shape[1]
+    if width == 1:
+        return [np.repeat(block, 2, axis=1)]
+    bounds = np.linspace(0, width, max(1, width // _COLUMNS) + 1).astype(int)
+    return [block[:, start:stop] for start, stop in pairwise(bounds)]
+
+
+def consecutive(rows: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """Return rows that follow each other as a slice, for which nothing is copied; others as they are."""
+    first = rows[0] if len(rows) else 0
+    return slice(first, first + len(rows)) if np.array_equal(rows, np.arange(first, first + len(rows))) else rows
+
+
+def _statistics(*found: Floats) -> Statistics:
+    smallest, largest, n, total, squares = found
     constant = _span(smallest, largest) == 0
+    mean, std = total / n, np.sqrt(squares / n)
     return Statistics(smallest, largest, np.where(constant, smallest, mean), np.where(constant | (std == 0), 1.0, std))
 
 

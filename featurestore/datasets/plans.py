@@ -22,6 +22,7 @@ from featurestore.strategies import get_strategy
 if TYPE_CHECKING:
     from featurestore.datasets.dataset import Dataset
     from featurestore.datasets.journal import File
+    from featurestore.questions.components import Components
     from featurestore.questions.rows import Condition
     from featurestore.strategies import Strategy
 
@@ -50,7 +51,7 @@ class Plan:
     split : SplitOptions or None
         How rows are divided, if they are.
     stats_from : Dataset or None
-        The dataset whose normalization is used, instead of one that is fitted.
+        The dataset whose normalization and reduction are used, instead of some that are fitted.
     seed : int
         Of a control.
     files : tuple of File
@@ -97,6 +98,7 @@ class Plan:
             check_method(normalize)
         if stats_from is not None:
             _check_statistics(stats_from, strategy, normalize)
+            _check_reduction(stats_from, choices.reduce)
             normalize = stats_from.normalization.method
         return cls(
             strategy=chosen,
@@ -121,8 +123,13 @@ class Plan:
     def selection(self) -> str:
         """What X and y depend on before they are normalized or divided; the same for the same selection."""
         # The file of labels by its path, as another of the same column may have other ones.
-        drawn = self.choices.control and self.seed
-        return repr((self.called, self.choices, drawn, self.split if self.split and self.split.test_store else None))
+        choices, drawn = replace(self.choices, reduce=None), self._drawn and self.seed
+        return repr((self.called, choices, drawn, self.split if self.split and self.split.test_store else None))
+
+    @property
+    def _drawn(self) -> bool:
+        """Whether its control is drawn at random."""
+        return self.choices.control in ("shuffled-labels", "random-columns")
 
     @cached_property
     def called(self) -> str:
@@ -138,7 +145,7 @@ class Plan:
             "normalize": self.normalize,
             **self.choices.given,
         }
-        if self.choices.control:
+        if self._drawn and not self.split:  # whose seed is the same
             given["seed"] = self.seed
         if self.drop_nonfinite:
             given["drop_nonfinite"] = True
@@ -155,7 +162,7 @@ class Plan:
         for name, value in self.arguments.items():
             words.append(f"{_dashed(name)}-{format_numbers(value) if isinstance(value, tuple) else value}")
         words += [_word(name, value) for name, value in self.choices.given.items()]
-        if self.choices.control and self.seed and not self.split:  # whose seed is the same
+        if self._drawn and self.seed and not self.split:
             words.append(f"seed-{self.seed}")
         words.append(self.normalize)
         words += [f"{_dashed(name)}-{value}" for name, value in self._split.items()]
@@ -239,3 +246,14 @@ def _check_statistics(dataset: Dataset, strategy: str, normalize: str | None) ->
     if normalize not in (None, method := dataset.normalization.method):
         asked = spelled("normalize", normalize)
         raise ParameterError(f"{asked}: {spelled('stats_from')} has {method}; leave one of them out")
+
+
+def _check_reduction(dataset: Dataset, asked: Components | None) -> None:
+    """Refuse statistics of a dataset that is not reduced as is asked."""
+    found = dataset.reduction and dataset.reduction.asked
+    if found != asked:
+        ours, theirs = (f"reduced by {one}" if one else "not reduced" for one in (asked, found))
+        problem = f"is {theirs}, and this dataset is to be {ours}; {spelled('reduce')} has to be the same for both"
+        raise ParameterError(f"{spelled('stats_from')}: {problem}")
+    if dataset.reduction:
+        dataset.reduction.check_known("applied to other data")

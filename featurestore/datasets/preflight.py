@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.datasets.reduce import check_fit
 from featurestore.schema import ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def obstacle(probed: Probed) -> str:
         return "no sentence has finite values throughout"
     if not np.any(kept & probed.training):
         return f"no training sentence {'has finite values throughout' if n_bad else f'has {_population(probed)}'}"
+    if (asked := probed.plan.choices.reduce) and not probed.plan.stats_from:
+        return check_fit(asked, int(np.count_nonzero(kept & probed.training)), selected.width)
     return ""
 
 

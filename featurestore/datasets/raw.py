@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 IN_MEMORY_BYTES = 256 << 20
 """Raw inputs up to this size are kept in memory while datasets are built from them; larger ones in a scratch file."""
-
-_BLOCKS = 4
-"""Blocks that are measured as one array: a few, as each costs dask as much as all, but their copies need memory."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,7 +92,7 @@ class Probed:
         return self.view.training_rows(self.plan)[self.selected.positions]
 
 
-type Measure[E: Extremes] = Callable[[Sequence[Columns]], list[E]]
+type Measure[E: Extremes] = Callable[[Sequence[Array], Array], list[E]]
 
 Part = tuple[str, str]
 """Name of a block, and digest of some rows of it."""
@@ -156,9 +152,7 @@ class Loaded(Probed):
             lazy = {block.name: block for block in self.selected.columns}
             found = workers.apply(partial(_of_one, rows=rows, measure=measure), [lazy[name] for name in names])
         else:
-            found = _of_several(
-                [[self.blocks.raw[name] for name in group] for group in batched(names, _BLOCKS)], rows, measure
-            )
+            found = measure([self.blocks.raw[name] for name in names], rows)
         known |= zip(missing, found, strict=True)
         return [known[key] for key in keys]
 
@@ -167,16 +161,8 @@ class Loaded(Probed):
         return [block.name for block in self.selected.columns]
 
 
-def _of_several[E: Extremes](groups: Sequence[Sequence[Array]], rows: Array, measure: Measure[E]) -> list[E]:
-    """Measure some rows of each block, several as one array."""
-    # A lone column twice, because numpy adds up one column in another order than one of several.
-    columns = [Columns([*group] * 2 if group[0].shape[1] == 1 else group, rows) for group in groups]
-    found = zip(groups, measure(columns), strict=True)
-    return [part for group, whole in found for part in whole.parts([block.shape[1] for block in group])]
-
-
 def _of_one[E: Extremes](block: Array, rows: Array, measure: Measure[E]) -> E:
-    return _of_several([[block]], rows, measure)[0]
+    return measure([block], rows)[0]
 
 
 def probe(view: StoreView, plans: Sequence[Plan]) -> list[Probed]:

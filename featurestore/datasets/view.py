@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 
 from featurestore.datasets.alignment import Aligned, align
-from featurestore.datasets.described import about_X
+from featurestore.datasets.described import other_input
 from featurestore.datasets.fingerprints import fingerprint, sentences_digest, stores_digest
 from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
@@ -242,16 +242,12 @@ class StoreView:
             self._warn_of_test_rows(plan.stats_from, plan)
 
     def _check_same_input(self, plan: Plan, other: Dataset) -> None:
-        about, densest = about_X(plan, self.select(plan)), self.select(plan).densest is not None
-        for name in INPUTS:
-            ours, theirs = (np.asarray(of.get(name, "")) for of in (about, other.metadata))
-            if name == "input_features" and densest:
-                ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
-            if name == "control" and ours == "shuffled-labels":
-                continue  # whose X is the real one
-            if not np.array_equal(theirs, ours):
-                found = f"its X has {name} {theirs or 'as usual'}, this one has {ours or 'as usual'}"
-                raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
+        selected = self.select(plan)
+        if other.reduction and other.reduction.width != selected.width:
+            found = f"its X is reduced from {other.reduction.width} columns, this one from {selected.width}"
+        elif not (found := other_input(plan, selected, other.metadata)):
+            return
+        raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
 
     def _warn_of_test_rows(self, other: Dataset, plan: Plan) -> None:
         divided = self.split(plan)
@@ -367,8 +363,8 @@ class StoreView:
 
     def shape(self, plan: Plan) -> tuple[int, int]:
         """Return the shape of X before any sentence is dropped, without reading it."""
-        selected = self.select(plan)
-        return len(selected.positions), selected.width
+        selected, reduced = self.select(plan), plan.choices.reduce
+        return len(selected.positions), reduced.count if reduced else selected.width
 
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
         """Return the blocks that are read or made for X of some plans, by name, what they share once."""

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import Any, Self
 
 from featurestore.errors import ParameterError, brief, spelled
+from featurestore.questions.components import Components
 from featurestore.questions.labels import Classes, read_classes
 from featurestore.questions.rows import Condition, read_where, where_json
 from featurestore.questions.tokens import FINAL, Tokens
@@ -51,6 +52,7 @@ _FORMS = {
     "tokens": _Form(_tokens),
     "special": _Form(_flag, bool),
     "combine": _Form(partial(_word, COMBINATIONS)),
+    "reduce": _Form(lambda name, value: Components.read(spelled(name), value)),
     "target_tokens": _Form(_tokens),
     "y": _Form(partial(_word, OUTCOMES)),
     "labels_from": _Form(_table, lambda text: text.rpartition(":")[2].strip()),
@@ -80,6 +82,8 @@ class Choices:
         Whether special tokens count.
     combine : str
         What becomes of several layers, one of `featurestore.schema.COMBINATIONS`.
+    reduce : Components or None
+        What X is reduced to.
     target_tokens : Tokens
         Of y; by default the final one, or with a row for each token its own.
     y : str
@@ -97,6 +101,7 @@ class Choices:
     tokens: Tokens = FINAL
     special: bool = False
     combine: str = COMBINATIONS[0]
+    reduce: Components | None = None
     target_tokens: Tokens = FINAL
     y: str = OUTCOMES[0]
     labels_from: str | None = None

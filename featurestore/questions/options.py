@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from featurestore.schema import COMBINATIONS, CONTROLS, OUTCOMES
+from featurestore.schema import COMBINATIONS, CONTROLS, OUTCOMES, REDUCTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,11 @@ OPTIONS = {
         words=COMBINATIONS,
         help="What becomes of several layers; the difference is that of two, the second less the first."
         f"  [default: {COMBINATIONS[0]}]",
+    ),
+    "reduce": Option(
+        question="X",
+        form="|".join(f"{method}-K" for method in REDUCTIONS),
+        help="Reduce X, once it is normalized, to K components of the training rows.",
     ),
     "target_tokens": Option(
         question="y",

@@ -12,7 +12,7 @@ from featurestore.ranges import Numbers
 from featurestore.recipes.entry import entry_keys
 from featurestore.recipes.recipe import PROBLEMS
 from featurestore.recipes.targets import ALL
-from featurestore.schema import CONTROLS, DATASETS, MIN_ACTIVE, NORMALIZATIONS
+from featurestore.schema import CONTROLS, DATASETS, MIN_ACTIVE, NORMALIZATIONS, REDUCTIONS
 from featurestore.strategies import NUMBER, Option, Strategy, list_strategies
 
 _RANGE = r"^\s*\d{1,6}(\s*-\s*\d{1,6})?\s*(,\s*\d{1,6}(\s*-\s*\d{1,6})?\s*)*$"
@@ -161,6 +161,7 @@ def _usual() -> dict[str, Any]:
         "classes": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": _INTEGER}]},
         "tokens": {"type": "string", "pattern": _TOKENS},
         "target_tokens": {"type": "string", "pattern": _TOKENS},
+        "reduce": {"type": "string", "pattern": rf"^({'|'.join(REDUCTIONS)})-[1-9]\d{{0,5}}$"},
     }
     usual = {
         name: _described(_one_or_more(forms.get(name) or _form(option)), option.help)

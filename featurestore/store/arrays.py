@@ -96,7 +96,7 @@ class StoredArray:
             rows, tokens = source[:2]
             n = max(0, int(self._lengths[rows][runs[0].wanted].max()) - tokens.start)
             if n < target.shape[1]:
-                target[:, n:] = "" if self.dtype == object else self._array.fill_value
+                target[:, n:] = self._padding
                 target, source[1] = target[:, :n], slice(tokens.start, tokens.start + n)
         if not target.size:
             return
@@ -113,8 +113,8 @@ class StoredArray:
     def _read(self, key: tuple[slice, ...], target: NDArray[Any]) -> None:
         for pause in (0.01, 0.1, None):
             try:
-                if self._in_shards and isinstance(self._path, Path):
-                    self._read_shards(self._path, key, target)
+                if isinstance(self._path, Path):
+                    self._read_files(self._path, key, target)
                 else:
                     self._array.get_basic_selection(key, out=self._buffer(target))
             except StoreError:
@@ -130,35 +130,36 @@ class StoredArray:
                 return
 
     @property
-    def _in_shards(self) -> bool:
-        return file_shape(self._metadata) != chunk_shape(self._metadata)
+    def _padding(self) -> Any:
+        fill = self._metadata["fill_value"]
+        return np.nan if fill == "NaN" else fill
 
-    def _read_shards(self, folder: Path, key: tuple[slice, ...], target: NDArray[Any]) -> None:
-        """Read local shards side by side, each chunk straight to its place."""
+    def _read_files(self, folder: Path, key: tuple[slice, ...], target: NDArray[Any]) -> None:
+        """Read local files side by side, each chunk straight to its place."""
         jobs = list(product(*(_cut(part, size) for part, size in zip(key, file_shape(self._metadata), strict=True))))
         if len(jobs) == 1:
-            self._read_shard(folder, jobs[0], target)
+            self._read_file(folder, jobs[0], target)
             return
-        futures = [_readers().submit(self._read_shard, folder, job, target) for job in jobs]
+        futures = [_readers().submit(self._read_file, folder, job, target) for job in jobs]
         wait(futures)
         for future in futures:
             future.result()
 
-    def _read_shard(self, folder: Path, parts: Sequence[_Part], target: NDArray[Any]) -> None:
+    def _read_file(self, folder: Path, parts: Sequence[_Part], target: NDArray[Any]) -> None:
         file = file_name(self._name, [part.number for part in parts])
         target = target[tuple(part.target for part in parts)]
         try:
             shard = ShardReader(folder / file, self._metadata)
         except FileNotFoundError:
             self._check_missing(file)
-            target[...] = np.nan
+            target[...] = self._padding
             return
         with shard:
             chunks = (_cut(part.within, size) for part, size in zip(parts, chunk_shape(self._metadata), strict=True))
             for pieces in product(*chunks):
                 place, piece = tuple(one.number for one in pieces), target[tuple(one.target for one in pieces)]
                 if not shard.read_into(piece, place, tuple(one.within for one in pieces)):
-                    piece[...] = np.nan
+                    piece[...] = self._padding
 
     def _error(self, found: str) -> StoreError:
         return StoreError(f"{self._shown}: array '{self._name}' {found}; {remedy(self._path)}")

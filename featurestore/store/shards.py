@@ -1,4 +1,4 @@
-"""Shards written and read chunk by chunk, with nothing in between.
+"""Files of an array written and read chunk by chunk, with nothing in between.
 
 Zarr's own writing of a shard wants all of it at once, a hundred times what it has to hold of sparse activations; its
 reading copies each chunk twice. What is written here is what Zarr's sharding codec writes [1]_: the chunks one after
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import google_crc32c
 import numpy as np
-from numcodecs import Blosc, Zstd
+from numcodecs import Blosc, VLenUTF8, Zstd
 
-from featurestore.store.layout import Metadata
+from featurestore.store.layout import Metadata, chunk_shape, file_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,7 +76,7 @@ class ShardWriter:
 
 
 class ShardReader:
-    """A shard, read chunk by chunk; a context manager. What replaces its file meanwhile does not show.
+    """A shard, or a file that is one chunk; a context manager. What replaces it meanwhile does not show.
 
     Parameters
     ----------
@@ -95,13 +95,16 @@ class ShardReader:
         self._form = _Form(metadata)
         self._file = path.open("rb", buffering=0)
         try:
-            n_bytes = 16 * math.prod(self._form.grid)
             self._size = os.fstat(self._file.fileno()).st_size
-            index = os.pread(self._file.fileno(), n_bytes + 4, max(0, self._size - n_bytes - 4))
-            self._index = np.frombuffer(_intact(index, n_bytes), "<u8").reshape(-1, 2)
+            self._index = self._read_index() if self._form.is_shard else np.array([[0, self._size]])
         except BaseException:
             self._file.close()
             raise
+
+    def _read_index(self) -> NDArray[Any]:
+        n_bytes = 16 * math.prod(self._form.grid)
+        index = os.pread(self._file.fileno(), n_bytes + 4, max(0, self._size - n_bytes - 4))
+        return np.frombuffer(_intact(index, n_bytes), "<u8").reshape(-1, 2)
 
     def __enter__(self) -> Self:
         return self
@@ -148,14 +151,15 @@ class ShardReader:
 
 
 class _Form:
-    """What an array's metadata say of its shards."""
+    """What an array's metadata say of its files."""
 
     def __init__(self, metadata: Metadata) -> None:
-        (sharding,) = metadata["codecs"]
-        shard, chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"], sharding["configuration"]["chunk_shape"]
-        self.chunk, self.dtype = tuple(chunk), np.dtype(metadata["data_type"])
-        self.grid = tuple(size // step for size, step in zip(shard, chunk, strict=True))
-        _, codec, _ = sharding["configuration"]["codecs"]
+        self.chunk, shape = tuple(chunk_shape(metadata)), file_shape(metadata)
+        self.dtype = np.dtype(object if metadata["data_type"] == "string" else metadata["data_type"])
+        self.grid = tuple(size // step for size, step in zip(shape, self.chunk, strict=True))
+        first, *_ = codecs = metadata["codecs"]
+        self.is_shard = first["name"] == "sharding_indexed"
+        _, codec, _ = first["configuration"]["codecs"] if self.is_shard else codecs
         settings = codec["configuration"]
         if codec["name"] == "zstd":
             self.compressor = Zstd(settings["level"])
@@ -166,6 +170,9 @@ class _Form:
 
     def decode(self, compressed: bytes, target: NDArray[Any]) -> None:
         """Decompress a chunk into an array, which the codecs would leave as it is where they have too little for it."""
+        if self.dtype == object:
+            target[...] = VLenUTF8().decode(self.compressor.decode(compressed)).reshape(self.chunk)
+            return
         size = _zstd_size(compressed) if isinstance(self.compressor, Zstd) else _blosc_size(compressed)
         if size != target.nbytes:
             raise ValueError(f"expected a chunk of {target.nbytes} bytes, found one of {size}")

@@ -36,14 +36,11 @@ TYPES = (int, float, NUMBER, str, bool, Numbers)
 
 OWN = (
     "store", "strategy", "input", "source", "pool", "where", "drop_short", "drop_nonfinite", "tokens", "special",
-    "combine", "normalize", "stats_from", "target_tokens", "y", "labels_from", "classes", "control", "controls",
-    "test_size", "test_store", "folds", "seed", "group_by", "output", "overwrite", "wait", "storage_options", "targets",
-    "plugin", "quiet", "verbose", "help",
+    "combine", "normalize", "reduce", "stats_from", "target_tokens", "y", "labels_from", "classes", "control",
+    "controls", "test_size", "test_store", "folds", "seed", "group_by", "output", "overwrite", "wait",
+    "storage_options", "targets", "plugin", "quiet", "verbose", "help",
 )  # fmt: skip
 """Options of `build` and keys of recipes, which no option of a strategy can be called."""
-
-RESERVED = ("reduce",)
-"""Names that will be options of `build`."""
 
 
 @dataclass(frozen=True)
@@ -316,8 +313,6 @@ def _option(where: str, parameter: inspect.Parameter, hint: Any) -> Option:
         raise StrategyError(f"{where}: {name}: expected int, float, str, bool or Numbers, or one | None, found {base}")
     if name in OWN:
         raise StrategyError(f"{where}: {name}: build and recipes have this option themselves; choose another name")
-    if name in RESERVED:
-        raise StrategyError(f"{where}: {name}: reserved for an option that build will have; choose another name")
     return Option(name, base, texts[0], parameter.default, SAE_LAYER in notes)
 
 

@@ -141,7 +141,8 @@ def test_a_pool_in_a_recipe(work: Path) -> None:
         Path("one.npz").unlink()
         if arguments["strategy"] == "hidden-to-feature":
             expected = {"care": (1, 3), "harm": (1, 8), "care+harm": (0, 1)}[job.store]
-            assert (built.metadata["target_layer"], built.metadata["target_feature"]) == expected
+            found = built.metadata["target_layer"].item(), built.metadata["target_feature"].item()
+            assert found == expected
     assert {entry.state for entry in featurestore.list_datasets("generated_datasets")} == {"current"}
     assert len(featurestore.sweep(study).in_state("current")) == 15
     write_sentence(Path("harm"), 20, seed=1)

@@ -555,7 +555,7 @@ def test_a_store_that_is_deleted_while_it_is_open(folder: Path, tmp_path: Path) 
     ds = featurestore.open_store(tmp_path / "s.zarr")
     shutil.rmtree(tmp_path / "s.zarr")
     for name in ("hidden_states", "token_text"):
-        with pytest.raises(featurestore.StoreError, match=r"s\.zarr: (hidden_states/c|array ')"):
+        with pytest.raises(featurestore.StoreError, match=r"s\.zarr: \w+/c"):
             ds[name].load()
 
 
