@@ -65,11 +65,9 @@ def open_stores(
 
     Examples
     --------
-    >>> from featurestore import ingest
-    >>> _ = ingest("examples/dishonesty", "stores/another.zarr")  # as if of another trait
-    >>> ds = open_stores(["stores/dishonesty.zarr", "stores/another.zarr"])
-    >>> ds.sel(sentence=ds.store == "another").activations.sel(token=-1, layer=12).sizes
-    Frozen({'sentence': 56, 'feature': 1024})
+    >>> ds = open_stores(["stores/dishonesty.zarr"])  # and of other traits
+    >>> ds.sel(sentence=ds.store == "dishonesty").activations.sel(token=-1, layer=12).dims
+    ('sentence', 'feature')
     """
     from featurestore.store.backend import warn_if_incomplete
 

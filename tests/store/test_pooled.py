@@ -19,6 +19,8 @@ import featurestore
 from featurestore.store import backend, layout
 from featurestore.store.arrays import StoredArray
 from featurestore.store.joined import Joined
+from featurestore.store.pooled import pooled
+from featurestore.store.root import encode_root
 from featurestore.store.snapshot import Snapshot
 from tests.sentences import write_sentence
 from tests.store.plain import DATA, SEVERAL
@@ -67,6 +69,7 @@ def npzs(stores: Path, names: Sequence[str]) -> list[Any]:
 def padded(stores: Path, names: Sequence[str], variable: str) -> np.ndarray[Any, Any]:
     """What a variable has to be, (sentence, token, ...), by numpy alone."""
     sentences = npzs(stores, names)
+    fill: Any
     tokens = max(len(each["fragments"]) for each in sentences)
     match variable:
         case "fragment":
@@ -157,7 +160,7 @@ def test_any_open_mesh(stores: Path, data: st.DataObject) -> None:
 @SELECTIONS
 @given(data=st.data())
 def test_any_selection_by_xarray(stores: Path, data: st.DataObject) -> None:
-    chunks = data.draw(st.sampled_from([None, {}]))
+    chunks: Any = data.draw(st.sampled_from([None, {}]))
     ds = featurestore.open_stores(paths(stores, "AB"), chunks=chunks)
     name = data.draw(st.sampled_from([*DATA, "fragment", "is_token"]))
     wanted = xr.DataArray(padded(stores, "AB", name), dims=ds[name].dims)
@@ -278,24 +281,35 @@ def test_no_more_is_read_than_of_each(stores: Path, chunks: Any, monkeypatch: py
 
     monkeypatch.setattr(StoredArray, "_read", recorded)
     alone = [one for path in paths(stores, "AB") for one in selected(featurestore.open_store(path, chunks=chunks))]
-    pooled = featurestore.open_stores(paths(stores, "AB"), chunks=chunks)
-    assert not reads or not selected(pooled.isel(sentence=[]))
-    assert selected(pooled) == sorted(alone, key=repr)
-    assert {store for store, *_ in selected(pooled.isel(sentence=[1, 2]))} == {"A.zarr"}
-    assert not selected(pooled.sel(sentence=pooled.store == "C"))
+    both = featurestore.open_stores(paths(stores, "AB"), chunks=chunks)
+    assert not selected(both.isel(sentence=[]))
+    assert selected(both) == sorted(alone, key=repr)
+    assert {store for store, *_ in selected(both.isel(sentence=[1, 2]))} == {"A.zarr"}
+    assert not selected(both.sel(sentence=both.store == "C"))
     reads.clear()
-    assert pooled.embeddings.isel(sentence=[0, 4]).sel(token=[-9, -8]).isnull().all()
+    assert both.embeddings.isel(sentence=[0, 4]).sel(token=[-9, -8]).isnull().all()
     assert not reads
 
 
 def test_incomplete_stores_are_named(stores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(stores / "A.zarr", tmp_path / "A.zarr")
     snapshot = Snapshot.read(tmp_path / "A.zarr").with_attributes(expected_sentences=9)
-    from featurestore.store.root import encode
-
-    (tmp_path / "A.zarr" / "zarr.json").write_bytes(encode(snapshot.root))
+    (tmp_path / "A.zarr" / "zarr.json").write_bytes(encode_root(snapshot.root))
     featurestore.open_stores([tmp_path / "A.zarr", stores / "B.zarr"])
     assert [record.message for record in caplog.records if "is incomplete: 5 of 9 sentences" in record.message]
+
+
+def test_stores_without_sentences(stores: Path, chunks: Any) -> None:
+    """As an ingest has just begun them."""
+    full = Snapshot.read(stores / "A.zarr")
+    empty = Snapshot.read(stores / "B.zarr").resized(0, 0)
+    for snapshots in ([full, empty], [empty, full]):
+        ds = pooled(snapshots, chunks=chunks)
+        np.testing.assert_array_equal(ds.embeddings, padded(stores, "A", "embeddings"))
+        assert {*ds["store"].values} == {"A"}
+    none = pooled([empty], chunks=chunks)
+    assert none.embeddings.values.shape == (0, 0, 6)
+    assert none["store"].values.tolist() == []
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -303,7 +317,7 @@ def test_incomplete_stores_are_named(stores: Path, tmp_path: Path, caplog: pytes
 
 @pytest.mark.parametrize("given", [[], (), "stores/a.zarr", Path("a.zarr"), None, {"a": "b"}])
 def test_no_list_of_stores(given: Any) -> None:
-    with pytest.raises(featurestore.ParameterError, match="^stores: expected a list of one store or more, found "):
+    with pytest.raises(featurestore.ParameterError, match=r"^stores: expected a list of one store or more, found "):
         featurestore.open_stores(given)
 
 
@@ -365,7 +379,7 @@ def test_a_sentence_index_beyond(stores: Path, tmp_path: Path) -> None:
 def test_options_are_checked_as_of_one_store(stores: Path) -> None:
     with pytest.raises(featurestore.ParameterError, match="chunks: no dim is named 'nodim'"):
         featurestore.open_stores(paths(stores, "AB"), chunks={"nodim": 3})
-    with pytest.raises(featurestore.ParameterError, match="max_bytes: expected a number"):
+    with pytest.raises(featurestore.ParameterError, match="max_bytes: expected a number of"):
         featurestore.open_stores(paths(stores, "AB"), max_bytes=0)
     with pytest.raises(featurestore.StoreNotFoundError):
         featurestore.open_stores([stores / "A.zarr", stores / "none.zarr"])
