@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from threadpoolctl import threadpool_limits
 
 import featurestore
 from featurestore.cli.commands import main
+from featurestore.questions.options import OPTIONS
 from featurestore.strategies import registry
 
 ROOT = Path(featurestore.__file__).parents[1]
@@ -72,7 +74,8 @@ def test_page_runs_as_written(page: str) -> None:
                     run(command)
             case "python":
                 known = registry.registered()
-                exec(compile(block, page, "exec"), namespace)
+                with threadpool_limits(1):  # small matrices, and tests beside it
+                    exec(compile(block, page, "exec"), namespace)
                 registry.replace_all(known)  # the commands load the same strategies as plugins
             case "yaml":
                 Path("recipe.yaml").write_text(block)
@@ -120,14 +123,31 @@ def test_every_array_of_a_dataset_is_explained() -> None:
     cells = [cell for row in table("docs/datasets.md", "array") for cell in row]
     explained = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     common: dict[str, Any] = {"test_size": 0.25, "folds": 2, "group_by": "n_tokens", "output": "all.npz"}
+    labels = {"labels_from": "examples/labels.csv:subject", "classes": {"first": 0, "third": 1}, "where": "label=0-1"}
+    feature = {"target_layer": 15, "target_feature": 61, "normalize": "standardize"}
     options: dict[str, dict[str, Any]] = {
-        "hidden-to-feature": {"target_layer": 15, "target_feature": 61, "normalize": "standardize"},
-        "activation-to-concept": {"layer": 15, "normalize": "minmax"},
+        "hidden-to-feature": {**feature, "tokens": "all", "target_tokens": "max", "drop_short": True},
+        "activation-to-concept": {"layer": 15, "normalize": "minmax", **labels, "control": "shuffled-labels"},
+        "hidden-to-concept": {"layers": "5,15", "combine": "difference", "classes": "0=0,3=1"},
     }
     for strategy, own in options.items():
         featurestore.build("stores/dishonesty.zarr", strategy, overwrite=True, **common, **own)
         with np.load("all.npz") as arrays:
             assert set(arrays.files) <= explained
+
+
+QUESTIONS = table("docs/questions.md", "question")
+
+
+@pytest.mark.parametrize("options", [cells[1].strip("`") for cells in QUESTIONS])
+def test_every_question_has_a_command(options: str) -> None:
+    head = next(line for line in (ROOT / "docs/questions.md").read_text().splitlines() if line.startswith("| question"))
+    run(f"{head.split('`')[1]} {options}")
+
+
+def test_the_questions_name_every_option() -> None:
+    asked = {word for cells in QUESTIONS for word in cells[1].strip("`").split()}
+    assert asked >= {f"--{name.replace('_', '-')}" for name in OPTIONS}
 
 
 SENTENCE = table("docs/sentences.md", "array")

@@ -483,8 +483,10 @@ def test_example(recipe: Path, cli: Any) -> None:
     for entry in listed:
         dataset = featurestore.load_dataset(Path("generated_datasets", entry.file))
         assert np.isfinite(dataset.X).all()
-    assert yaml.safe_load(recipe.read_text())["stores"]
-    assert f"built 0 datasets (0.0 MB) in generated_datasets, {len(listed)} up to date" in cli("sweep", recipe).output
+    written = yaml.safe_load(recipe.read_text())
+    folder = written.get("output", "generated_datasets")
+    assert written["stores"]
+    assert f"built 0 datasets (0.0 MB) in {folder}, {len(listed)} up to date" in cli("sweep", recipe).output
 
 
 def test_a_dry_run_of_a_folder_writes_nothing(folder: Path, cli: Any) -> None:
