@@ -53,7 +53,7 @@ _FORMS: dict[str, tuple[str, list[str]]] = {
     **{f"meta_{name}": (_TEXT, ["n"]) for name in ("split", "row_store")},
     **{f"meta_{name}": (_TEXT, [""]) for name in ("groups_digest", "strategy_code", "split_version")},
 }
-"""What an array holds, and its shapes: n rows, t tokens and d columns of X, which r were reduced to, any number of k."""
+"""What an array holds, and its shapes: n rows, t tokens and d columns of X, reduced from r, any number of k."""
 
 _SIZES = {"meta_n_samples": slice(1), "meta_input_dims": slice(1, None)}
 """Which sizes of X are repeated."""

@@ -24,9 +24,9 @@ from featurestore.ranges import format_numbers
 from featurestore.schema import ACTIVATIONS, HIDDEN_STATES
 from featurestore.splits import split as splits
 from featurestore.store.location import Location
-from featurestore.store.pooled import open_stores
+from featurestore.store.pooled import pooled
 from featurestore.store.reading import open_store
-from featurestore.store.snapshot import store_name
+from featurestore.store.snapshot import Snapshot, store_name
 from featurestore.strategies import Option, Selection, check_feature, sae_layers, sae_position, sae_positions
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 def _opened(stores: Sequence[Location]) -> xr.Dataset:
     if len(stores) == 1:
         return open_store(stores[0], chunks={})
-    return open_stores(stores, chunks={})
+    return pooled([Snapshot.read(store) for store in stores], chunks={})
 
 
 class StoreView:
@@ -52,7 +52,7 @@ class StoreView:
     Parameters
     ----------
     store : Path or ReadOnlyPath, or a sequence of them
-        The store; of several, what `open_stores` makes of them.
+        The store; of several, what `featurestore.open_stores` makes of them.
     outline : xarray.Dataset, optional
         What it will hold, if it is not there yet, or not up to date (see `featurestore.store.outline.outline`).
 
