@@ -76,7 +76,7 @@ class Probed:
         ndarray, (k,) bool
             False where X or y has NaN, infinity, or what float32 (of integers, int64) cannot hold.
         """
-        y = representable(self.y).reshape(len(self.y), -1).all(axis=1)
+        y = representable(self.y).all(axis=tuple(range(1, self.y.ndim)))
         return np.all([y, *self.finite_blocks], axis=0)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -82,10 +83,9 @@ class Selected:
 
     def usable(self) -> Array:
         """Tell which rows a dataset can hold, (k,) bool; reads X and y, in bounded memory."""
-        parts = [
-            representable(part).reshape((len(self.positions), -1)).all(axis=1) for part in (*self.real, self.outcome)
-        ]
-        return np.all(workers.compute(parts), axis=0)
+        parts = [representable(part) for part in (*self.real, self.outcome)]
+        found = workers.compute([part if part.ndim == 1 else part.all(axis=1) for part in parts])
+        return np.all(found, axis=0)
 
 
 def select(aligned: Aligned, choices: Choices, ds: xr.Dataset, population: Array) -> Selected:
@@ -230,5 +230,6 @@ def _floating(block: da.Array) -> da.Array:
 
 
 def _flat(block: da.Array) -> da.Array:
-    flat: da.Array = block.rechunk(dict.fromkeys(range(1, block.ndim), -1)).reshape(len(block), -1)
+    width = math.prod(block.shape[1:])  # which -1 cannot stand for where there are no rows
+    flat: da.Array = block.rechunk(dict.fromkeys(range(1, block.ndim), -1)).reshape(len(block), width)
     return flat

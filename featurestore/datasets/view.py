@@ -18,8 +18,9 @@ from featurestore.errors import DatasetError, SelectionError, StrategyError, lac
 from featurestore.questions.choices import Choices
 from featurestore.questions.labels import Labels, read_labels, relabelled
 from featurestore.questions.rows import Condition, met
+from featurestore.questions.tokens import FINAL
 from featurestore.ranges import format_numbers
-from featurestore.schema import ACTIVATIONS, EMBEDDINGS, HIDDEN_STATES
+from featurestore.schema import ACTIVATIONS, COMBINATIONS, EMBEDDINGS, HIDDEN_STATES
 from featurestore.splits import split as splits
 from featurestore.store.location import Location
 from featurestore.store.reading import open_store
@@ -195,8 +196,11 @@ class StoreView:
             self._warn_of_test_rows(plan.stats_from, plan)
 
     def _check_same_input(self, plan: Plan, other: Dataset) -> None:
-        for name, ours in self.inputs(plan).items():
-            theirs = np.asarray(other.metadata.get(name))
+        of_other = {**_UNSAID, **other.metadata}
+        for name, ours in {**_UNSAID, **self.inputs(plan)}.items():
+            theirs = np.asarray(of_other.get(name))
+            if name == "control" and {str(ours), str(theirs)} <= _OF_REAL_X:
+                continue
             if name == "input_features" and self.select(plan).densest is not None:
                 ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
             if not np.array_equal(theirs, ours):
@@ -361,6 +365,11 @@ class StoreView:
             outputs |= {"labels_digest": labels.digest} | ({"label_names": labels.names} if labels.names else {})
         return outputs | {name: given[name] for name in ("target_tokens", "labels_from", "classes") if name in given}
 
+
+_UNSAID = {"input_tokens": str(FINAL), "combine": COMBINATIONS[0], "control": "none"}
+"""What the metadata of a dataset leave out."""
+
+_OF_REAL_X = {"none", "shuffled-labels"}
 
 _ABOUT_ACTIVATIONS = {"average_l0": "average_l0", "features": "feature"}
 

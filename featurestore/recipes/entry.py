@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -101,8 +101,7 @@ class Entry:
         values = [_values(known[name], node, view) for name, node in self.alternatives.items()]
         n_targets = self.targets.top if isinstance(self.targets, Ranking) else len(self.targets or [{}])
         lists = [*values, self.choices, self.methods, self.controls]
-        if (n := n_targets * math.prod(map(len, lists))) > MAX_DATASETS:
-            raise self.node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
+        n = _check_number(self.node, [range(n_targets), *lists])
         if isinstance(self.targets, Ranking) and not view.readable:
             what = "%s: %d datasets are of features that can only be ranked once it is ingested"
             logger.info(what, view.name, n)
@@ -179,6 +178,7 @@ def read_entry(node: Node, usual: Usual, *, min_active: int, drop_nonfinite: boo
     with faults.collected(node):
         own = read_usual(read, usual)
     faults.check()
+    _check_number(node, own.choices.values())
     with node.located():
         strategy.arguments(first)
         choices = [Choices.of(dict(zip(own.choices, one, strict=True))) for one in product(*own.choices.values())]
@@ -192,6 +192,13 @@ def read_entry(node: Node, usual: Usual, *, min_active: int, drop_nonfinite: boo
         controls=(None, *own.controls),
         files=tuple(files),
     )
+
+
+def _check_number(node: Node, alternatives: Iterable[Sequence[Any]]) -> int:
+    """Count the datasets that are a product of alternatives; RecipeError if they are too many."""
+    if (n := math.prod(map(len, alternatives))) > MAX_DATASETS:
+        raise node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
+    return n
 
 
 def entry_keys(strategy: Strategy) -> list[str]:
