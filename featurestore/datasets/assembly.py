@@ -9,6 +9,7 @@ import numpy as np
 
 from featurestore.datasets import normalize, preflight
 from featurestore.datasets.dataset import Dataset
+from featurestore.datasets.described import about_X, about_y
 from featurestore.datasets.normalize import Normalization, Statistics
 from featurestore.datasets.raw import Loaded
 from featurestore.errors import NonFiniteError, SelectionError, some, spelled
@@ -50,8 +51,9 @@ def assemble(loaded: Loaded) -> tuple[Dataset, int]:
         metadata={name: np.asarray(value) for name, value in metadata.items()},
         normalization=fitted,
     )
-    constant = np.hstack([found.constant for found in measured])[columns] if measured else ()
-    return dataset, int(np.count_nonzero(constant))
+    if not measured or loaded.plan.choices.control == "text":  # which has columns for n-grams that no text holds
+        return dataset, 0
+    return dataset, int(np.count_nonzero(np.hstack([found.constant for found in measured])[columns]))
 
 
 def _kept(loaded: Loaded) -> tuple[Array, Array]:
@@ -133,7 +135,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
     view, plan, selected = loaded.view, loaded.plan, loaded.selected
     metadata: dict[str, Any] = {
         "strategy": plan.strategy.name,
-        **view.inputs(plan),
+        **about_X(plan, selected),
         "n_samples": len(rows),
         "sentence_indices": selected.sentences[rows],
     }
@@ -143,7 +145,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
         metadata["strategy_code"] = plan.strategy.code
     if selected.tokens is not None:
         metadata["token"] = selected.tokens[rows]
-    metadata |= view.outputs(plan)
+    metadata |= about_y(plan, selected, view.labels(plan.choices))
     if plan.choices.where:
         metadata["where"] = [str(condition) for condition in plan.choices.where]
     metadata |= {

@@ -156,7 +156,7 @@ class Plan:
         for name, value in self.arguments.items():
             words.append(f"{_dashed(name)}-{format_numbers(value) if isinstance(value, tuple) else value}")
         words += [_word(name, value) for name, value in self.choices.given.items()]
-        if self.choices.control and self.seed:
+        if self.choices.control and self.seed and not self.split:  # whose seed is the same
             words.append(f"seed-{self.seed}")
         words.append(self.normalize)
         words += [f"{_dashed(name)}-{value}" for name, value in self._split.items()]

@@ -149,7 +149,7 @@ def controlled(selected: Selected, control: str | None, seed: int, ds: xr.Datase
     elif control == "text":
         texts = ds["text"].values[selected.positions]
         if tokens is not None:  # what a probe of this token can have read
-            texts = ds["fragment"].values[selected.positions, np.searchsorted(ds["token"].values, tokens)]
+            texts = ds["fragment"].load().values[selected.positions, np.searchsorted(ds["token"].values, tokens)]
         columns = _made(controls.text_columns, controls.TEXT_WIDTH + 1, [texts])
     else:
         return selected
@@ -208,8 +208,8 @@ def _check(aligned: Aligned, choices: Choices) -> None:
 
 
 def _chosen(name: str, value: str, side: str, array: xr.DataArray) -> str:
-    found = f"found {array.name or 'unnamed'} {tuple(map(str, array.dims))}"
-    return f"{spelled(name, value)}: expected {side} with the dim token, {found}, where nothing is left to choose"
+    found = f"found {array.name or 'an array'} of {' x '.join(map(str, array.dims))}"
+    return f"{spelled(name, value)}: expected {side} with the dim token, {found}; leave the option out"
 
 
 def _rounded(block: da.Array) -> da.Array:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 
 from featurestore.datasets.alignment import Aligned, align
+from featurestore.datasets.described import USUAL_X, about_X
 from featurestore.datasets.fingerprints import fingerprint, sentences_digest
 from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
@@ -18,9 +20,8 @@ from featurestore.errors import DatasetError, SelectionError, StrategyError, lac
 from featurestore.questions.choices import Choices
 from featurestore.questions.labels import Labels, read_labels, relabelled
 from featurestore.questions.rows import Condition, met
-from featurestore.questions.tokens import FINAL
 from featurestore.ranges import format_numbers
-from featurestore.schema import ACTIVATIONS, COMBINATIONS, EMBEDDINGS, HIDDEN_STATES
+from featurestore.schema import ACTIVATIONS, HIDDEN_STATES
 from featurestore.splits import split as splits
 from featurestore.store.location import Location
 from featurestore.store.reading import open_store
@@ -196,11 +197,11 @@ class StoreView:
             self._warn_of_test_rows(plan.stats_from, plan)
 
     def _check_same_input(self, plan: Plan, other: Dataset) -> None:
-        of_other = {**_UNSAID, **other.metadata}
-        for name, ours in {**_UNSAID, **self.inputs(plan)}.items():
+        of_other = {**USUAL_X, **other.metadata}
+        for name, ours in {**USUAL_X, **about_X(plan, self.select(plan))}.items():
             theirs = np.asarray(of_other.get(name))
-            if name == "control" and {str(ours), str(theirs)} <= _OF_REAL_X:
-                continue
+            if name == "control" and {str(ours), str(theirs)} <= {"none", "shuffled-labels"}:
+                continue  # which have the same X
             if name == "input_features" and self.select(plan).densest is not None:
                 ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
             if not np.array_equal(theirs, ours):
@@ -277,7 +278,9 @@ class StoreView:
         key = plan.split, plan.choices.labels_from
         if key not in self._splits:
             with lacking(self.path):
-                self._splits[key] = splits.split(self.labelled(plan.choices), plan.split)
+                divided = splits.split(self.labelled(plan.choices), plan.split)
+            labels = self.labels(plan.choices)
+            self._splits[key] = replace(divided, stratified_by=f"the labels {labels.column}") if labels else divided
         return self._splits[key]
 
     def training_rows(self, plan: Plan) -> Array:
@@ -330,54 +333,3 @@ class StoreView:
     def n_bytes(self, plans: Iterable[Plan]) -> int:
         """Size of the raw X of some plans, what they share counted once."""
         return sum(int(block.nbytes) for block in self.blocks(plans).values())
-
-    def inputs(self, plan: Plan) -> dict[str, Any]:
-        """Say what X is, as far as it is known without reading it."""
-        blocks, choices = self.select(plan).aligned.X, plan.choices
-        layers = [_about(block, "layer") for block in blocks if block.name != EMBEDDINGS]
-        inputs: dict[str, Any] = {
-            "input_source": "+".join(dict.fromkeys(str(block.name or "unnamed") for block in blocks)),
-            "input_layers": np.hstack([np.array([], np.int64), *(found for found in layers if found is not None)]),
-            "input_dims": self.shape(plan)[1],
-        }
-        if blocks[0].name == ACTIVATIONS and choices.control in (None, "shuffled-labels"):
-            about = {f"input_{name}": _about(blocks[0], coord) for name, coord in _ABOUT_ACTIVATIONS.items()}
-            inputs |= {name: value for name, value in about.items() if value is not None}
-            if choices.tokens.side_by_side:
-                inputs["input_features"] = np.tile(inputs["input_features"], choices.tokens.count)
-        given = choices.given
-        names = {"tokens": "input_tokens", "combine": "combine", "control": "control"}
-        return inputs | {to: given[name] for name, to in names.items() if name in given}
-
-    def outputs(self, plan: Plan) -> dict[str, Any]:
-        """Say what y is, besides the name of its strategy: which features, or whose labels."""
-        y, given = self.select(plan).aligned.y, plan.choices.given
-        outputs: dict[str, Any] = {}
-        if y.name == ACTIVATIONS:
-            names = {"target_layer": "layer", "target_feature": "feature", "average_l0": "average_l0"}
-            about = {name: _about(y, coord) for name, coord in names.items()}
-            outputs = {name: value for name, value in about.items() if value is not None}
-            if (tokens := plan.choices.target_tokens).side_by_side:
-                outputs = {
-                    name: np.tile(value, tokens.count) if value.ndim else value for name, value in outputs.items()
-                }
-        if labels := self.labels(plan.choices):
-            outputs |= {"labels_digest": labels.digest} | ({"label_names": labels.names} if labels.names else {})
-        return outputs | {name: given[name] for name in ("target_tokens", "labels_from", "classes") if name in given}
-
-
-_UNSAID = {"input_tokens": str(FINAL), "combine": COMBINATIONS[0], "control": "none"}
-"""What the metadata of a dataset leave out."""
-
-_OF_REAL_X = {"none", "shuffled-labels"}
-
-_ABOUT_ACTIVATIONS = {"average_l0": "average_l0", "features": "feature"}
-
-
-def _about(array: xr.DataArray, coord: str) -> Array | None:
-    """Return a coordinate of the columns, if there is one of numbers."""
-    known = array.coords.get(coord)
-    if known is None or known.ndim > 1 or "sentence" in known.dims or known.dtype.kind not in "iuf":
-        return None
-    values: Array = array[coord].values
-    return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from featurestore.errors import ParameterError, SelectionError, brief, shortened
 from featurestore.ranges import integer
 from featurestore.splits.sentence_table import sentence_cells
 from featurestore.texts import whole_number
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -89,6 +92,9 @@ def read_labels(ds: xr.Dataset, labels_from: str) -> Labels:
         numbers = {cell: whole_number(f"{where}: sentence_index {first[cell]}", column, cell) for cell in first}
     else:
         names = tuple(sorted(first))
+        if some_numbers := [name for name in names if _NUMBER.fullmatch(name)]:
+            others = next(name for name in names if name not in some_numbers)
+            logger.warning("%s: %s: labels are names, numbers too, as %s is none", where, column, brief(others))
         numbers = {name: number for number, name in enumerate(names)}
     labels = sorted(zip(sentences, map(numbers.get, cells), strict=True))
     return Labels(

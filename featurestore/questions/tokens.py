@@ -74,9 +74,12 @@ FINAL = Tokens()
 
 
 def counted(ds: xr.Dataset, *, special: bool) -> Array:
-    """Tell which tokens count, (sentence, token) bool: no padding, and special ones only if asked for."""
-    is_token: Array = ds["is_token"].values
-    return is_token if special else is_token & ~ds["is_special"].values
+    """Tell which tokens count, (sentence, token) bool: no padding, and special ones only if asked for.
+
+    What that is told by stays in memory, as many datasets ask for it.
+    """
+    is_token: Array = ds["is_token"].load().values
+    return is_token if special else is_token & ~ds["is_special"].load().values
 
 
 def each_token(counts: Array) -> tuple[Array, Array]:

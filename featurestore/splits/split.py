@@ -88,6 +88,8 @@ class Split:
         On which side each would be, numbered in any way, had the same split ignored near-duplicates.
     groups_digest : str
         SHA-256 of the sentences' groups, in hex; empty without `group_by`.
+    stratified_by : str
+        What the labels are, if not those of the store.
     version : str
         ``"2"`` where sentences may be on other sides than by the first version of this calculation: where that missed
         the nearest size, or texts hold invisible characters. Otherwise empty.
@@ -99,6 +101,7 @@ class Split:
     groups: NDArray[np.int64]
     careless: NDArray[np.int64]
     groups_digest: str
+    stratified_by: str = ""
     version: str = ""
 
     @property
@@ -128,6 +131,8 @@ class Split:
             counts = np.bincount(sides[sides >= 0], minlength=self.fold.max() + 1)
             sizes += f"; {len(counts)} folds of {counts.min()}" + f" to {counts.max()}" * bool(np.ptp(counts))
             across = "training, testing and folds"
+        if self.stratified_by:
+            sizes += f"; stratified by {self.stratified_by}"
         if n < len(kept):
             sizes += f"; {len(kept) - n} left out"
         if alike := np.count_nonzero(_sizes(near) > 1):

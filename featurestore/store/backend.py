@@ -84,7 +84,7 @@ class FeatureStoreBackend(BackendEntrypoint):
         ds = xr.Dataset(data, dict(coords), snapshot.described)
         ds.set_close(_close)
         if isinstance(snapshot.location, ReadOnlyPath):  # otherwise xarray notes it, but would with all of a URL
-            ds.encoding["source"] = str(snapshot.location)
+            ds.encoding["source"] = snapshot.location.absolute
         return ds
 
 

@@ -54,8 +54,12 @@ class ReadOnlyPath:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it is, no connections; whoever reads the pickle may have another working folder."""
-        url = self.url if is_url(self.url) else os.path.abspath(self.url)  # noqa: PTH100
-        return type(self), (url, dict(self.options))
+        return type(self), (self.url if is_url(self.url) else self.absolute, dict(self.options))
+
+    @property
+    def absolute(self) -> str:
+        """As text, from whatever working folder."""
+        return str(self) if is_url(self.url) else os.path.abspath(self.url)  # noqa: PTH100
 
     def __truediv__(self, name: str) -> ReadOnlyPath:
         url, mark, query = self.url.partition("?")

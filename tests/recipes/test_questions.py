@@ -237,8 +237,10 @@ def test_faults_are_named(store: str, keys: dict[str, Any], fault: str) -> None:
 @pytest.mark.parametrize("name", ["where", "drop_short", "tokens", "special", "combine", "target_tokens", "labels_from",
                                   "classes", "controls", "seed"])  # fmt: skip
 def test_absurd_values(store: str, name: str) -> None:
-    absurd: list[Any] = [b"x", "", "\0", "a\nb", "\ud800", "a" * 5000, 10**400, -1.5, float("nan"), [[[]]], {"": ""}, object(),
-                                                  {"a" * 5000: "a" * 5000}, range(10**30), np.array([0.5]), {1.5: 2}, {10**5000: 1}]  # fmt: skip
+    absurd: list[Any] = [
+        b"x", "", "\0", "a\nb", "\ud800", "a" * 5000, 10**400, -1.5, float("nan"), [[[]]], {"": ""}, object(),
+        {"a" * 5000: "a" * 5000}, range(10**30), np.array([0.5]), {1.5: 2}, {10**5000: 1},
+    ]  # fmt: skip
     for value in absurd:
         for line in refusal(study(CONCEPT, **{name: value})).splitlines():
             assert line.isprintable()
