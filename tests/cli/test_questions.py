@@ -167,10 +167,10 @@ def test_help_follows_the_questions(cli: Cli) -> None:
 TOKENS = "expected final, mean, max, all, last-K or first-K, such as last-3, found"
 USAGE: list[tuple[Any, dict[str, Any], str]] = [
     *((CONCEPT, {"tokens": text}, f"--tokens: {TOKENS} {text!r}") for text in
-      ("", "last-0", "last-\u0663", "last-1000000", "last-01", "LAST-1", " mean", "mean\n", "all,max", "last--1", "last")),
+      ("", "last-0", "last-\u0663", "last-1000000", "last-01", "LAST-1", " mean", "mean\n", "all,max", "last--1")),
     (FEATURE, {"target_tokens": "last-x"}, f"--target-tokens: {TOKENS} 'last-x'"),
     (FEATURE, {"target_tokens": "all"}, "--target-tokens 'all': expected --tokens 'all' with it, found"),
-    (CONCEPT, {"target_tokens": "max"}, "--target-tokens 'max': expected y with the dim token, found label of sentence; "),
+    (CONCEPT, {"target_tokens": "max"}, "--target-tokens 'max': expected y with the dim token, found label of sentence"),
     (CONCEPT, {"seed": 1}, "--seed and --group-by need --test-size or --folds"),
     (CONCEPT, {"seed": -1, "control": "text"}, "--seed: expected 0 or more, found -1"),
     (CONCEPT, {"seed": "x"}, "'x' is not a valid integer"),
@@ -188,7 +188,7 @@ USAGE: list[tuple[Any, dict[str, Any], str]] = [
     (CONCEPT, {"labels_from": "labels.csv:no"}, "--labels-from: labels.csv: expected the column no, found sent"),
     (CONCEPT, {"labels_from": "few.csv:truth"}, "--labels-from: few.csv: 27 of 30 sentences are not in it"),
     (CONCEPT, {"combine": "mean"}, "--combine 'mean': expected X of two layers or more, found 1; name as"),
-    (("hidden-to-concept", {"layers": "0,1,5"}), {"combine": "difference"}, "expected X of exactly two layers, found 3"),
+    (("hidden-to-concept", {"layers": "0,1,5"}), {"combine": "difference"}, "X of exactly two layers, found 3; name as many"),
     (CONCEPT, {"combine": "product"}, "'product' is not one of 'concat', 'mean', 'difference', 'sum'"),
     (CONCEPT, {"control": "chance"}, "'chance' is not one of 'shuffled-labels', 'random-columns', 'text'"),
     (("activation-to-concept", {"layer": 1, "densest": 3}), {"tokens": "last-1"}, "--densest: expected one column a"),
@@ -198,7 +198,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (CONCEPT, {"tokens": "last-999999"}, "--tokens 'last-999999': expected 999999 tokens or more, 30 of 30"),
     (CONCEPT, {"tokens": "last-2"}, "(sentence_index 0, 6, 12, 18, 24); leave them out: --drop-short"),
     (CONCEPT, {"tokens": "last-7", "drop_short": True}, "is left of those that have enough tokens; choose others"),
-    (FEATURE, {"target_tokens": "first-4", "where": ["n_tokens=2-4"]}, "'first-4': expected 4 tokens or more, 15 of 15"),
+    (FEATURE, {"target_tokens": "first-4", "where": ["n_tokens=2-4"]}, "'first-4': expected 4 tokens or more, 15"),
     (CONCEPT, {"where": ["label=0", "label=1"]}, "is left of those that have label=0 and label=1; choose others"),
     (CONCEPT, {"where": ["text="]}, "no sentence is left of those that have text=; choose others"),
     (CONCEPT, {"where": ["text=\x1b[31m" + "x" * 500]}, "no sentence is left of those that have text=\\x1b[31mxxx"),
@@ -310,7 +310,8 @@ def test_random_choices_have_names_of_their_own(store: str) -> None:
         {"tokens": "mean", "special": True}, {"tokens": "mean", "drop_short": True}, {"combine": "mean"},
         {"labels_from": "x.csv:a"}, {"labels_from": "x.csv:b"}, {"labels_from": "x.csv:a b"},
         {"labels_from": "x.csv:a/b"},
-        {"classes": "0=0"}, {"classes": "0=0,1=1"}, {"classes": '"0=0,1"=1'}, {"classes": "a b=0"}, {"classes": "a-b=0"},
+        {"classes": "0=0"}, {"classes": "0=0,1=1"}, {"classes": '"0=0,1"=1'}, {"classes": "a b=0"},
+        {"classes": "a-b=0"},
         *({"control": control} for control in CONTROLS),
     ]  # fmt: skip
     names = [Plan.of(*CONCEPT, choices=Choices.of(one)).file_name for one in given]

@@ -363,6 +363,14 @@ def test_rankings_by_the_rows_that_count(store: str, keys: dict[str, Any], by: s
     np.testing.assert_allclose(found, ranked_by_hand(counted, score, 8, 3), rtol=1e-9)
 
 
+def test_nothing_to_rank(store: str) -> None:
+    entry = {"strategy": "hidden-to-feature", "targets": {"rank_by": "label", "top": 3}}
+    lacks = "has no training sentence with finite values among those that are asked for, so no feature can be ranked"
+    assert refusal(study(entry | {"where": "label=9"})) == f"recipe: datasets[0].targets: {lacks}; choose others"
+    one = refusal(study(entry | {"where": "label=1"}))
+    assert one.startswith("recipe: datasets[0].targets: has but one label in the training sentences")
+
+
 # ---- the same as single builds, read once
 
 
