@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.schema import ACTIVATIONS, EMBEDDINGS
+from featurestore.questions.tokens import FINAL
+from featurestore.schema import ACTIVATIONS, COMBINATIONS, EMBEDDINGS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 _CHOSEN = {"tokens": "input_tokens", "special": "special", "combine": "combine", "control": "control"}
 _ACTIVATIONS = {"input_average_l0": "average_l0", "input_features": "feature"}
 _TARGETS = {"target_layer": "layer", "target_feature": "feature", "average_l0": "average_l0"}
+
+
+_USUAL = {"input_tokens": str(FINAL), "special": False, "combine": COMBINATIONS[0], "control": "none"}
+"""What datasets do not say of themselves."""
 
 
 def about_X(plan: Plan, selected: Selected) -> dict[str, Any]:  # noqa: N802
@@ -41,17 +46,15 @@ def about_X(plan: Plan, selected: Selected) -> dict[str, Any]:  # noqa: N802
 
 def other_input(plan: Plan, selected: Selected, other: Mapping[str, Any]) -> str:
     """Say how the X of another dataset, by its metadata, is other than that of a plan, or nothing."""
-    about = about_X(plan, selected)
-    if plan.choices.control == "shuffled-labels":  # whose X is the real one
-        del about["control"]
-    for name in ("input_source", "input_layers", "input_dims", *_ACTIVATIONS, *_CHOSEN.values()):
-        ours, theirs = (np.asarray(of.get(name, "usual")) for of in (about, other))
-        if name == "control" and theirs == "shuffled-labels":
-            continue
+    ours, theirs = _USUAL | about_X(plan, selected), {**_USUAL, **other}
+    for name in ("input_source", "input_layers", "input_dims", *_ACTIVATIONS, *_USUAL):
+        this, that = (np.asarray(of.get(name, "none")) for of in (ours, theirs))
+        if name == "control" and {str(this), str(that)} <= {"none", "shuffled-labels"}:
+            continue  # which have the same X
         if name == "input_features" and selected.densest is not None:
-            ours = ours[np.isin(ours, theirs)]  # the ones that it has statistics of
-        if not np.array_equal(theirs, ours):
-            return f"its X has {name} {theirs}, this one has {ours}"
+            this = this[np.isin(this, that)]  # the ones that it has statistics of
+        if not np.array_equal(that, this):
+            return f"its X has {name} {that}, this one has {this}"
     return ""
 
 

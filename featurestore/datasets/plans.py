@@ -231,7 +231,8 @@ def _dashed(name: str) -> str:
 def _word(name: str, value: object) -> str:
     """Say in a file's name what was chosen."""
     if name == "where":
-        return f"where-{'-and-'.join(map(str, value))}"  # type: ignore[call-overload]
+        conditions = [str(one).replace("-and-", " and ") for one in value]  # type: ignore[attr-defined]
+        return f"where-{'-and-'.join(conditions)}"  # spaces are told by a digest
     return _dashed(name) if value is True else f"{_dashed(name)}-{value}"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.datasets.reduce import check_fit
+from featurestore.errors import shortened
 from featurestore.schema import ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def obstacle(probed: Probed) -> str:
     """Say why a dataset cannot be built at all, or nothing."""
     selected, kept = probed.selected, probed.kept
     if not len(kept):
-        return f"no sentence is left of those that have {_population(probed)}; choose others"
+        return f"no sentence is left of those that have {_asked(probed)}; choose others"
     n_bad = len(probed.nonfinite)
     if n_bad and not probed.plan.drop_nonfinite:
         n = len(np.unique(selected.sentences))
@@ -29,7 +30,8 @@ def obstacle(probed: Probed) -> str:
     if not kept.any():
         return "no sentence has finite values throughout"
     if not np.any(kept & probed.training):
-        return f"no training sentence {'has finite values throughout' if n_bad else f'has {_population(probed)}'}"
+        lacks = "finite values throughout" if n_bad else _asked(probed)
+        return f"no training sentence has {lacks}" if lacks else "no training sentence is selected"
     if (asked := probed.plan.choices.reduce) and not probed.plan.stats_from:
         return check_fit(asked, int(np.count_nonzero(kept & probed.training)), selected.width)
     return ""
@@ -51,6 +53,8 @@ def problem(probed: Probed, min_active: int) -> str:
     rows = "sentences" if probed.selected.tokens is None else "tokens"
     if y.name == "label" and y.ndim == 1:
         return _unfit_labels(probed, kept, rows)
+    if empty := _empty_parts(probed, kept):
+        return f"no sentence is left in {empty}"
     training = probed.y[kept & probed.training]
     columns, rows = training.reshape(len(training), -1).T, f"training {rows}"
     faults = (
@@ -59,12 +63,26 @@ def problem(probed: Probed, min_active: int) -> str:
     return "; ".join(f"{_name(y, i)} is {fault}" for i, fault in enumerate(faults) if fault)
 
 
-def _population(probed: Probed) -> str:
+def _asked(probed: Probed) -> str:
+    """Say what sentences must have to be rows, if anything."""
     choices = probed.plan.choices
-    asked = [str(condition) for condition in choices.where] + [f"one of the classes {choices.classes}"] * bool(
-        choices.classes
-    )
-    return " and ".join(asked) or "tokens enough"
+    asked = [shortened(condition) for condition in choices.where]
+    asked += [f"a label of the classes {shortened(choices.classes)}"] if choices.classes else []
+    return " and ".join([*asked, *["enough tokens"] * choices.drop_short])
+
+
+def _empty_parts(probed: Probed, kept: NDArray[np.bool_]) -> str:
+    """Name the parts of a split that have no row, such as those that a population leaves empty."""
+    divided = probed.view.split(probed.plan)
+    if divided is None:
+        return ""
+    return _parts(divided, np.setdiff1d(divided.sides, divided.sides[probed.selected.positions[kept]]))
+
+
+def _parts(divided: Split, sides: NDArray[Any]) -> str:
+    if divided.fold is None:
+        return " and ".join("the test part" if side < 0 else "the training part" for side in sides.tolist())
+    return ", ".join("the test part" if side < 0 else f"fold {side}" for side in sides.tolist())
 
 
 def _unfit_labels(probed: Probed, kept: NDArray[np.bool_], rows: str) -> str:
@@ -94,9 +112,7 @@ def _missing_labels(labels: NDArray[Any], divided: Split, positions: NDArray[np.
     for value, count in zip(values, counts, strict=True):
         lacking = np.setdiff1d(sides, sides[positions[labels == value]])
         if len(lacking):
-            parts = ", ".join("the test part" if side < 0 else f"fold {side}" for side in lacking.tolist())
-            parts = parts if divided.fold is not None or lacking[0] < 0 else "the training part"
-            faults.append(f"label {value} ({count} of {len(labels)} {rows}) is missing in {parts}")
+            faults.append(f"label {value} ({count} of {len(labels)} {rows}) is missing in {_parts(divided, lacking)}")
     return "; ".join(faults)
 
 

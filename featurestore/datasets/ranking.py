@@ -111,7 +111,8 @@ def _counted_labels(ds: xr.Dataset, by: str, rows: NDArray[np.bool_]) -> NDArray
         counted &= ds["has_label"].values
     labels = ds["label"].values.astype(np.float64)
     if not counted.any():
-        raise SelectionError("has no training sentence with finite values, so no feature can be ranked")
+        lacks = "has no training sentence with finite values among those that are asked for"
+        raise SelectionError(f"{lacks}, so no feature can be ranked; choose others")
     if by == "label" and len(np.unique(labels[counted])) < 2:
         raise SelectionError("has but one label in the training sentences, so no feature can be ranked by it")
     return np.where(counted, labels, np.nan)[:, None]

@@ -7,7 +7,6 @@ needs. So neither can come in the wrong order, and what was read is freed with t
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +72,7 @@ class Probed:
         ndarray, (k,) bool
             False where X or y has NaN, infinity, or what float32 (of integers, int64) cannot hold.
         """
-        y = representable(self.y).reshape(len(self.y), math.prod(self.y.shape[1:])).all(axis=1)
+        y = representable(self.y).all(axis=tuple(range(1, self.y.ndim)))
         return np.all([y, *self.finite_blocks], axis=0)
 
     @property

@@ -91,8 +91,9 @@ class Selected:
 
     def usable(self) -> Array:
         """Tell which rows a dataset can hold, (k,) bool; reads X and y, in bounded memory."""
-        parts = [_flat(representable(part)).all(axis=1) for part in (*self.real, self.outcome)]
-        return np.all(workers.compute(parts), axis=0)
+        parts = [representable(part) for part in (*self.real, self.outcome)]
+        found = workers.compute([part if part.ndim == 1 else part.all(axis=1) for part in parts])
+        return np.all(found, axis=0)
 
 
 def select(
@@ -228,8 +229,8 @@ def _check(aligned: Aligned, choices: Choices, sequences: bool) -> None:
 
 
 def _chosen(name: str, value: str, side: str, array: xr.DataArray) -> str:
-    found = f"found {array.name or 'unnamed'} {tuple(map(str, array.dims))}"
-    return f"{spelled(name, value)}: expected {side} with the dim token, {found}, where nothing is left to choose"
+    found = f"found {array.name or 'an array'} of {' x '.join(map(str, array.dims))}"
+    return f"{spelled(name, value)}: expected {side} with the dim token, {found}; leave the option out"
 
 
 def _rounded(block: da.Array) -> da.Array:
@@ -250,6 +251,6 @@ def _floating(block: da.Array) -> da.Array:
 
 
 def _flat(block: da.Array) -> da.Array:
-    width = math.prod(block.shape[1:])  # which cannot be told by the size of no rows
+    width = math.prod(block.shape[1:])  # which -1 cannot stand for where there are no rows
     flat: da.Array = block.rechunk(dict.fromkeys(range(1, block.ndim), -1)).reshape(len(block), width)
     return flat

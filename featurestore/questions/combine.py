@@ -34,8 +34,9 @@ def check_combinable(how: str, blocks: Sequence[xr.DataArray]) -> None:
         expected = "exactly two layers" if how == "difference" else "two layers or more"
         raise ParameterError(f"{asked}: expected X of {expected}, found {n}; name as many, such as 5,15")
     if len(shapes := {(block.dims, block.shape) for block in blocks}) > 1:
-        found = " and ".join(sorted(f"{dims} {shape}" for dims, shape in shapes))
-        raise ParameterError(f"{asked}: expected blocks of X of one shape, found {found}")
+        sizes = [" x ".join(f"{size} {dim}" for dim, size in zip(*shape, strict=True)) for shape in shapes]
+        found = f"found {' and '.join(sorted(sizes))}"
+        raise ParameterError(f"{asked}: expected blocks of X of one shape, {found}; combine those of one shape")
 
 
 def combined(how: str, blocks: Sequence[da.Array]) -> list[da.Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -99,8 +99,7 @@ class Entry:
         targets = self.targets and self.targets.of(view)
         n_targets = targets.top if targets else 1
         lists = [*values, self.choices, self.methods, self.controls]
-        if (n := n_targets * math.prod(map(len, lists))) > MAX_DATASETS:
-            raise self.node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
+        n = _check_number(self.node, [range(n_targets), *lists])
         if isinstance(targets, Ranking) and not view.readable:
             what = "%s: %d datasets are of features that can only be ranked once it is ingested"
             logger.info(what, view.name, n)
@@ -177,6 +176,7 @@ def read_entry(node: Node, usual: Usual, *, min_active: int, drop_nonfinite: boo
     with faults.collected(node):
         own = read_usual(read, usual)
     faults.check()
+    _check_number(node, own.choices.values())
     with node.located():
         strategy.arguments(first)
         choices = [Choices.of(dict(zip(own.choices, one, strict=True))) for one in product(*own.choices.values())]
@@ -189,6 +189,13 @@ def read_entry(node: Node, usual: Usual, *, min_active: int, drop_nonfinite: boo
         methods=own.methods,
         controls=(None, *own.controls),
     )
+
+
+def _check_number(node: Node, alternatives: Iterable[Sequence[Any]]) -> int:
+    """Count the datasets that are a product of alternatives; RecipeError if they are too many."""
+    if (n := math.prod(map(len, alternatives))) > MAX_DATASETS:
+        raise node.error(f"{n:,} datasets are more than {MAX_DATASETS:,}; divide the recipe")
+    return n
 
 
 def entry_keys(strategy: Strategy) -> list[str]:

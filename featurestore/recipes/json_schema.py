@@ -13,10 +13,17 @@ from featurestore.recipes.entry import entry_keys
 from featurestore.recipes.recipe import PROBLEMS
 from featurestore.recipes.targets import ALL
 from featurestore.schema import CONTROLS, DATASETS, MIN_ACTIVE, NORMALIZATIONS, REDUCTIONS
+from featurestore.store.layout import SENTENCE_COORDS
 from featurestore.strategies import NUMBER, Option, Strategy, list_strategies
 
 _RANGE = r"^\s*\d{1,6}(\s*-\s*\d{1,6})?\s*(,\s*\d{1,6}(\s*-\s*\d{1,6})?\s*)*$"
-_TOKENS = r"^(final|mean|max|all|(last|first)-[1-9]\d{0,5})$"
+_TOKENS = r"^(final|mean|max|all|(last|first)-[1-9][0-9]{0,5})$"
+_TEXTS = {
+    "where": "Only sentences such as label=0,3 or n_tokens=5-12; a mapping of coordinates to values has several "
+    "conditions, a list alternatives.",
+}
+"""Where recipes say something else than flags that are repeated."""
+
 _INTEGER = {"type": "integer", "minimum": 0}
 _COUNT = {"type": "integer", "minimum": 1}
 _SIMPLE: dict[Any, dict[str, Any]] = {
@@ -154,17 +161,15 @@ def _split() -> dict[str, Any]:
 
 def _usual() -> dict[str, Any]:
     """Describe the keys that an entry has, or the recipe for all entries."""
-    number = {"anyOf": [{"type": "integer"}, {"type": "string"}, {"type": "boolean"}]}
-    values = {"anyOf": [*number["anyOf"], {"type": "array", "items": number, "minItems": 1}]}
     forms: dict[str, dict[str, Any]] = {
-        "where": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": values}]},
+        "where": _where(),
         "classes": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": _INTEGER}]},
         "tokens": {"type": "string", "pattern": _TOKENS},
         "target_tokens": {"type": "string", "pattern": _TOKENS},
         "reduce": {"type": "string", "pattern": rf"^({'|'.join(REDUCTIONS)})-[1-9]\d{{0,5}}$"},
     }
     usual = {
-        name: _described(_one_or_more(forms.get(name) or _form(option)), option.help)
+        name: _described(_one_or_more(forms.get(name) or _form(option)), _TEXTS.get(name, option.help))
         for name, option in OPTIONS.items()
         if name != "control"
     }
@@ -174,6 +179,16 @@ def _usual() -> dict[str, Any]:
             _one_or_more({"enum": list(CONTROLS)}), "What is built beside each dataset: what a probe finds by chance."
         ),
     }
+
+
+def _where() -> dict[str, Any]:
+    """Describe one population: a condition, or several that must all be met."""
+    coordinates = sorted(SENTENCE_COORDS)
+    condition = {"type": "string", "pattern": rf"^\s*({'|'.join(coordinates)})\s*="}
+    value = {"type": ["integer", "string", "boolean"]}
+    values = {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
+    several = {"type": "object", "propertyNames": {"enum": coordinates}, "additionalProperties": values}
+    return {"anyOf": [condition, several, {"type": "array", "items": condition, "minItems": 1}]}
 
 
 def _form(option: questions.Option) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -246,14 +247,24 @@ def _of_python(value: Any, key: str, depth: int, bounds: _Bounds) -> Node:
     if hasattr(value, "__array__") and getattr(getattr(value, "dtype", None), "kind", "") in _PLAIN_KINDS:
         value = np.asarray(value).tolist()
     if isinstance(value, Mapping):
-        if wrong := [name for name in value if not isinstance(name, str)]:
-            raise RecipeError(f"{where}: expected words as keys, found {brief(wrong[0])}")
-        value = {str(name): _of_python(item, _below(key, name), depth + 1, bounds) for name, item in value.items()}
+        words = [_word(where, name) for name in value]
+        if twice := [word for word, count in Counter(words).items() if count > 1]:
+            raise RecipeError(f"{where}: {shortened(twice[0])} is there twice")
+        items = zip(words, value.values(), strict=True)
+        value = {word: _of_python(item, _below(key, word), depth + 1, bounds) for word, item in items}
     elif isinstance(value, list | tuple | range):
         value = [_of_python(item, f"{key}[{i}]", depth + 1, bounds) for i, item in enumerate(value)]
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     return Node(value, where)
+
+
+def _word(where: str, name: object) -> str:
+    """Return a key as YAML has it; labels are integers, too."""
+    is_number = isinstance(name, int | np.integer) and not isinstance(name, bool) and abs(int(name)) < _MAX_COUNT
+    if not is_number and not isinstance(name, str):
+        raise RecipeError(f"{where}: expected words as keys, found {brief(name)}")
+    return str(name)
 
 
 def _below(key: str, name: str) -> str:

@@ -12,7 +12,7 @@ from featurestore.datasets.build import named_store
 from featurestore.datasets.dataset import Dataset, load_dataset
 from featurestore.datasets.journal import File, statistics_file, tables
 from featurestore.datasets.plans import Plan, read_seed, split_options
-from featurestore.errors import speaking
+from featurestore.errors import ParameterError, speaking, spelled
 from featurestore.paths import as_path, is_url
 from featurestore.recipes.entry import USUAL, Entry, Shared, Usual, read_entry, read_usual
 from featurestore.recipes.nodes import Faults, Node, of_python, read_yaml
@@ -71,9 +71,18 @@ class Recipe:
             with faults.collected(entry.node):
                 for plan in entry.plans(view, self.shared):
                     view.check(plan)
+                    _check_same_labels(view, plans.get(plan.json, plan), plan)
                     plans[plan.json] = plan
         faults.check()
         return list(plans.values())
+
+
+def _check_same_labels(view: StoreView, known: Plan, plan: Plan) -> None:
+    """Refuse labels of two files that datasets, which hold no paths, could not tell apart."""
+    if view.labels_digest(known) != view.labels_digest(plan):
+        files = f"{known.choices.labels_from} and {plan.choices.labels_from}"
+        found = f"found other labels in {files}, whose datasets would have the same names"
+        raise ParameterError(f"{spelled('labels_from')}: expected columns of different names, {found}; rename one")
 
 
 @speaking("recipe")
@@ -118,11 +127,10 @@ def _recipe(root: Node) -> Recipe:
     for node in read.get("datasets", ()):
         with faults.collected(node):
             entries.append(read_entry(node, usual, min_active=min_active, drop_nonfinite=drop_nonfinite))
+    faults.check()
     split, seed = read.get("split"), read.get("seed", 0)
     if "seed" in given:
-        with faults.collected(given["seed"]):
-            split = _seeded(given, split, seed, drawn=any(len(entry.controls) > 1 for entry in entries))
-    faults.check()
+        split = _seeded(given, split, seed, drawn=any(len(entry.controls) > 1 for entry in entries))
     stats_from, statistics = read.get("stats_from", (None, ()))
     return Recipe(
         stores=read.get("stores", ()),

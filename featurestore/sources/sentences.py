@@ -76,17 +76,23 @@ def scan(path: Path) -> SentenceFile:
         return contents_of(archive).file
 
 
-def words(path: Path) -> tuple[str, int | None]:
-    """Read the text and the label of a file.
+def words(file: SentenceFile) -> tuple[str, int | None, NDArray[np.bool_]]:
+    """Read the text and the label of a checked file, and which of its tokens are special.
 
     Raises
     ------
     NpzError
         As `scan`.
     """
-    with Archive(path) as archive:
+    with Archive(file.path) as archive:
         contents = contents_of(archive)
-    return contents.text, contents.label
+        return contents.text, contents.label, _special(archive, file.n_tokens)
+
+
+def _special(archive: Archive, n_tokens: int) -> NDArray[np.bool_]:
+    if "is_special" not in archive:
+        return np.zeros(n_tokens, np.bool_)
+    return archive.array("is_special", MAX_SMALL_BYTES)[:n_tokens]
 
 
 def scan_all(
@@ -150,13 +156,12 @@ def read(file: SentenceFile) -> Sentence:
             raise NpzError.of(archive.path, problem)
         n = file.n_tokens
         embeddings, hidden_states, activations = (archive.array(name) if name in archive else None for name in ARRAYS)
-        special = archive.array("is_special", MAX_SMALL_BYTES)[:n] if "is_special" in archive else np.zeros(n, np.bool_)
         return Sentence(
             file=file,
             text=texts(archive, "sentence")[0],
             fragments=texts(archive, "fragments", MAX_FRAGMENTS_BYTES)[:n],
             label=label_of(archive),
-            special=special,
+            special=_special(archive, n),
             embeddings=None if embeddings is None else embeddings[:n],
             hidden_states=None if hidden_states is None else _each_layer_once(archive, hidden_states)[:, :n],
             activations=None if activations is None else activations[:, :n],

@@ -19,6 +19,7 @@ from featurestore.store.snapshot import Snapshot, is_store
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpy.typing import NDArray
 
 
 def outline(source: PathLike | ReadOnlyPath, *, progress: Progress = lambda *_: None) -> xr.Dataset | None:
@@ -48,14 +49,16 @@ def outline(source: PathLike | ReadOnlyPath, *, progress: Progress = lambda *_: 
     if scanned.bad:
         raise changes.refusal(source, scanned.bad, len(paths))
     coords: dict[str, list[Any]] = {name: store.coord(name).tolist() if store else [] for name in SENTENCE_COORDS}
+    special = [*store.array("is_special")[:, :]] if store else []
     for file in scanned.files:
-        for name, value in _coords_of(file).items():
+        text, label, marks = sentences.words(file)
+        for name, value in _coords_of(file, text, label).items():
             coords[name].append(value)
-    return _labelled(store.extraction if store else scanned.files[0].extraction, coords)
+        special.append(marks | (np.arange(len(marks)) < (store.special_first if store else 0)))
+    return _labelled(store.extraction if store else scanned.files[0].extraction, coords, special)
 
 
-def _coords_of(file: SentenceFile) -> dict[str, Any]:
-    text, label = sentences.words(file.path)
+def _coords_of(file: SentenceFile, text: str, label: int | None) -> dict[str, Any]:
     return {
         "sentence": file.sentence_index,
         "label": -1 if label is None else label,
@@ -68,8 +71,13 @@ def _coords_of(file: SentenceFile) -> dict[str, Any]:
     }
 
 
-def _labelled(extraction: Extraction, coords: Mapping[str, Sequence[Any]]) -> xr.Dataset:
-    """Label zeros of the sizes that the store will have, by coordinates along `sentence`."""
+def _labelled(
+    extraction: Extraction, coords: Mapping[str, Sequence[Any]], special: Sequence[NDArray[np.bool_]] = ()
+) -> xr.Dataset:
+    """Label zeros of the sizes that the store will have, by coordinates along `sentence`.
+
+    Of each sentence `special` says which tokens are special, in reading order, with or without padding.
+    """
     import dask.array as da
     import xarray as xr
 
@@ -91,6 +99,11 @@ def _labelled(extraction: Extraction, coords: Mapping[str, Sequence[Any]]) -> xr
     labels |= {CHECKSUMS[name]: zeros(("sentence",), "int32") for name in data}
     labels |= {name: zeros(("sentence", "token"), dtype) for name, dtype in TOKEN_COORDS.items()}
     labels["token"] = np.arange(-tokens, 0)
+    if special:
+        of_all = np.zeros((len(special), tokens), np.bool_)
+        for row, marks in zip(of_all, special, strict=True):
+            row[tokens - len(marks) :] = marks
+        labels["is_special"] = ("sentence", "token"), of_all
     labels["is_token"] = ("sentence", "token"), labels["token"] >= -np.array(coords["n_tokens"])[:, None]
     for name, dim, values in (
         ("layer", "layer", extraction.layers),

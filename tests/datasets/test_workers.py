@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 import featurestore
 from featurestore import StoreError
 from featurestore.datasets import raw, workers
-from featurestore.schema import ARRAYS, Extraction
+from featurestore.schema import ARRAYS, CONTROLS, Extraction
 from featurestore.store import arrays, backend, outline
 from featurestore.strategies import final_activation, final_hidden_states, registry
 from tests.sentences import sentence_arrays, write_folder, write_sentence
@@ -109,6 +109,34 @@ def test_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert files("there") == files("here")
     assert not set(ARRAYS) & set(read)
     np.testing.assert_array_equal(built.X, featurestore.load_dataset(here.datasets[3].output).X)
+
+
+QUESTIONS: dict[str, Any] = {
+    "stores": "care.zarr",
+    "split": {"test_size": 0.3, "seed": 1},
+    "problems": "keep",
+    "drop_short": True,
+    "tokens": ["mean", "all", "last-2"],
+    "where": [{"label": "0-2", "n_tokens": "2-6"}],
+    "datasets": [
+        {"strategy": "hidden-to-concept", "layers": "0,5", "combine": ["difference", "concat"], "controls": CONTROLS},
+        {"strategy": "hidden-to-feature", "target_layer": 1, "target_feature": 3, "target_tokens": "max"},
+        {"strategy": "activation-to-concept", "layer": 5, "tokens": "max", "normalize": "minmax"},
+    ],
+}
+
+
+def test_the_same_bytes_whatever_is_asked(folder: Path) -> None:
+    """Of tokens, populations, layers combined and controls; chunks of the store are read by the workers alone."""
+    single: dict[str, Any] = {"layer": 1, "tokens": "all", "where": "label=0,3", "control": "text", "seed": 2}
+    here = featurestore.sweep(QUESTIONS | {"output": "here"})
+    featurestore.build("care.zarr", "hidden-to-concept", **single, output="here.npz")
+    with cluster(processes=True):
+        there = featurestore.sweep(QUESTIONS | {"output": "there"})
+        featurestore.build("care.zarr", "hidden-to-concept", **single, output="there.npz")
+    assert len(there.in_state("new")) == len(here.in_state("new")) == 3 * 2 * 4 + 3 + 1
+    assert files("there") == files("here")
+    assert Path("there.npz").read_bytes() == Path("here.npz").read_bytes()
 
 
 def test_features_are_the_same(folder: Path) -> None:
