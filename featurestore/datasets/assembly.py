@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.datasets import normalize, preflight
-from featurestore.datasets.dataset import Columns, Dataset
+from featurestore.datasets.columns import Columns, Sequences
+from featurestore.datasets.dataset import Dataset
 from featurestore.datasets.described import about_X, about_y
 from featurestore.datasets.normalize import Normalization, Statistics
 from featurestore.datasets.raw import Loaded
 from featurestore.datasets.reduce import Reduction, reduced
-from featurestore.datasets.sequences import Sequences
 from featurestore.errors import NonFiniteError, SelectionError, some, spelled
 from featurestore.questions.controls import shuffled
 from featurestore.schema import DATASET_VERSION, __version__

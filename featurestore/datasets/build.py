@@ -212,6 +212,8 @@ def find_stores(
     sources: PathLike | Sequence[PathLike], storage_options: StorageOptions | None = None, **options: Any
 ) -> list[Location]:
     """Return the stores of one or several sources, as `find_store` does; options of URLs are for those alone."""
+    if not isinstance(sources, str | os.PathLike) and not sources:
+        raise ParameterError("store: expected one or several, found an empty list; name one")
     if isinstance(sources, str | os.PathLike):
         return [find_store(sources, storage_options=storage_options, **options)]
     return [

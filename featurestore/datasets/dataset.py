@@ -16,11 +16,11 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.datasets import chain
+from featurestore.datasets.columns import Columns, Sequences
 from featurestore.datasets.contents import Contents
-from featurestore.datasets.normalize import PARAMETERS, Normalization, consecutive, numbers
+from featurestore.datasets.normalize import PARAMETERS, Normalization, numbers
 from featurestore.datasets.reduce import PARAMETERS as REDUCED
 from featurestore.datasets.reduce import Reduction
-from featurestore.datasets.sequences import Sequences
 from featurestore.errors import DatasetError, NonFiniteError, ParameterError, some
 from featurestore.files import whole_file
 from featurestore.npz import Archive
@@ -33,47 +33,6 @@ if TYPE_CHECKING:
 
 _WINDOW_BYTES = 1 << 20
 """X is normalized and written in windows of rows that a processor's cache can hold."""
-
-
-class Columns:
-    """Blocks of columns side by side, of some rows; like a 2-D array, but calculated when it is sliced.
-
-    Parameters
-    ----------
-    blocks : sequence of ndarray, (m, d_i)
-        Raw values.
-    rows : ndarray, (n,) int
-        Which of their rows, in this order.
-    columns : ndarray, (d,) int, or slice
-        Which of their columns.
-    normalization : Normalization, optional
-        Applied to what is sliced; without it the values are raw.
-    """
-
-    ndim = 2
-
-    def __init__(
-        self,
-        blocks: Sequence[NDArray[Any]],
-        rows: NDArray[np.intp],
-        columns: NDArray[np.intp] | slice = slice(None),
-        normalization: Normalization | None = None,
-    ) -> None:
-        self._blocks, self._rows, self._columns, self._normalization = blocks, rows, columns, normalization
-        self.shape = len(rows), len(np.arange(sum(block.shape[1] for block in blocks))[columns])
-        self.dtype = np.dtype(np.float32) if normalization else np.result_type(*blocks)
-
-    def __getitem__(self, key: slice | tuple[slice, ...]) -> NDArray[Any]:
-        part, *further = key if isinstance(key, tuple) else (key,)
-        rows = consecutive(self._rows[part])
-        parts = [block[rows] for block in self._blocks]
-        values = (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))[:, self._columns]
-        if self._normalization:
-            values = self._normalization.transform(values)
-        return values[:, *further]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return self[:].astype(dtype or self.dtype, copy=False)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -20,7 +20,7 @@ import numpy as np
 
 from featurestore.datasets import normalize, workers
 from featurestore.datasets.alignment import representable
-from featurestore.datasets.dataset import Columns
+from featurestore.datasets.columns import Columns
 from featurestore.datasets.normalize import Extremes, Normalization, Statistics
 from featurestore.errors import naming
 from featurestore.questions.tokens import of_rows

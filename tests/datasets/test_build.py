@@ -336,7 +336,7 @@ def test_a_strategy_is_lazy_aligned_and_deterministic(strategy: Strategy, sample
 
 def test_a_strategy_makes_what_the_training_stage_reads(strategy: Strategy, sample_store: Path) -> None:
     dataset = featurestore.build(sample_store, strategy.name, **some_parameters(strategy))
-    assert dataset.X.ndim == 2
+    assert dataset.X.ndim == (3 if strategy.sequences else 2)
     assert dataset.X.dtype == np.float32
     assert np.isfinite(dataset.X).all()
     assert len(dataset.X) == len(dataset.y) == 56

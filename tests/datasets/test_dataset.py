@@ -18,7 +18,8 @@ import featurestore
 from featurestore import DatasetError, NonFiniteError, NpzError, ParameterError
 from featurestore.datasets import dataset as datasets
 from featurestore.datasets import normalize
-from featurestore.datasets.dataset import Columns, Dataset, read_metadata
+from featurestore.datasets.columns import Columns
+from featurestore.datasets.dataset import Dataset, read_metadata
 from featurestore.datasets.normalize import Normalization, Statistics
 from tests.sentences import write_folder
 
@@ -219,7 +220,7 @@ TAMPERED: list[tuple[str, Any]] = [
     ("meta_input_layers", np.array(["0"])),
     ("meta_input_layers", np.array([2**63], np.uint64)),
     ("meta_input_dims", np.array(5)),
-    ("meta_input_dims", np.array([6])),
+    ("meta_input_dims", np.array([6, 6])),
     ("meta_n_samples", np.array(23)),
     ("meta_sentence_indices", np.zeros((2, 2))),
     ("meta_sentence_indices", np.arange(23)),

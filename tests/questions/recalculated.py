@@ -240,7 +240,8 @@ def _chosen(values: Array, sentence: Sentence, tokens: str, special: bool) -> Ar
         largest: Array = values[at].max(axis=0, keepdims=True)
         return largest
     count = int(tokens.partition("-")[2])
-    return values[at[:count] if tokens.startswith("first") else at[-count:]].reshape(1, -1)
+    beside = values[at[:count] if tokens.startswith("first") else at[-count:]]
+    return beside if count == 1 else beside.reshape(1, -1)
 
 
 def _densest(found: Expected, k: int, training: set[int] | None) -> Expected:

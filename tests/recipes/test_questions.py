@@ -28,7 +28,7 @@ N = 90
 CONCEPT: dict[str, Any] = {"strategy": "hidden-to-concept", "layer": 0, "normalize": "none"}
 FEATURE: dict[str, Any] = {"strategy": "hidden-to-feature", "target_layer": 0, "target_feature": 3, "normalize": "none"}
 USUAL = {"strategy", "parameters", "normalize"}
-KEYS = "expected keys (test_size, folds, seed, group_by) with values"
+KEYS = "expected keys (test_size, folds, seed, group_by, test_store) with values"
 TOKENS = "expected final, mean, max, all, last-K or first-K, such as last-3"
 
 
@@ -171,8 +171,10 @@ def test_one_seed_for_split_and_controls(store: str) -> None:
     for recipe in recipes:
         featurestore.sweep(study(CONCEPT, controls="shuffled-labels", **recipe))
     assert written("a") == written("b")
-    assert chosen(study(CONCEPT, controls="text", seed=4)) == [{}, {"control": "text", "seed": 4}]
-    assert chosen(study(CONCEPT | {"controls": "text"}, seed=0))[1] == {"control": "text", "seed": 0}
+    drawn = "random-columns"
+    assert chosen(study(CONCEPT, controls=drawn, seed=4)) == [{}, {"control": drawn, "seed": 4}]
+    assert chosen(study(CONCEPT | {"controls": drawn}, seed=0))[1] == {"control": drawn, "seed": 0}
+    assert chosen(study(CONCEPT, controls="text", seed=4)) == [{}, {"control": "text"}]  # which is not drawn
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ BAD: dict[str, tuple[Any, str]] = {
         "nested more deeply, or longer",
     ),
     "a NUL": (GOOD + 'output: "a\\0b"\n', r"bad.yaml:5: output: expected text, found 'a\\x00b'"),
-    "an empty split": (GOOD + "split: {}\n", "bad.yaml:5: split: expected test_size, folds or both"),
+    "an empty split": (GOOD + "split: {}\n", "bad.yaml:5: split: expected test_size, test_store or folds"),
     "a list in a split": (GOOD + "split: {folds: [3, 5]}\n", r"bad.yaml:5: split.folds: .*found \[3, 5\]"),
     "top 0": (
         GOOD + "  - strategy: hidden-to-feature\n    targets: {ranked: x.csv, top: 0}\n",

@@ -551,7 +551,7 @@ def test_groups_that_are_nowhere(three: xr.Dataset, group_by: str, message: str)
         *(({"folds": folds}, "folds=") for folds in (1, 0, -3, 2.0, True, "5")),
         *(({"folds": 2, "seed": seed}, "seed=") for seed in (-1, 1.0, None, "1", False)),
         *(({"folds": 2, "group_by": name}, "group_by=") for name in ("", 3, ["label"])),
-        ({}, "seed= and group_by= need test_size= or folds="),
+        ({}, "seed= and group_by= need test_size=, folds= or test_store="),
         ({"seed": 3, "group_by": "label"}, "seed= and group_by= need"),
     ],
 )

@@ -346,15 +346,6 @@ def test_options_of_one_name_and_several_types(store: Path, cli: Any, tmp_path: 
         assert validator.is_valid({"stores": "s", "datasets": entry}) == good, entry
 
 
-def test_one_input(store: Path, cli: Any, tmp_path: Path) -> None:
-    result = cli(
-        "build", "--strategy", "embedding-to-concept", "--input", tmp_path / store, "--input", tmp_path / store
-    )
-    assert result.exit_code == 2
-    assert "--input: expected one, found 2" in result.output
-    assert list(Path().iterdir()) == []
-
-
 # ---- what can be registered
 
 
@@ -366,7 +357,7 @@ def test_the_names_that_are_taken_are_those_of_build() -> None:
         if not (flag.startswith("-") and len(flag) == 2)
     }
     python = set(inspect.signature(featurestore.build).parameters) - {"options"}
-    assert flags | python | {"help", "targets", "controls"} == set(registry.OWN)
+    assert flags | python | {"help", "targets", "controls", "pool"} == set(registry.OWN)
     for name in registry.OWN:
         with pytest.raises(ValueError, match=f"strategy 'x': {name}: .*choose another name"):
             register(f"*, {name}: Annotated[int, 'Text.'] = 0")
