@@ -210,13 +210,15 @@ def _randomized(k: int, X: Rows, mean: Floats) -> tuple[Floats, Floats, float]:
     these converge in far fewer passes. They need memory for about ``6 * k`` columns; `X` is never held.
     """
     n, d = X.shape
-    found = [np.random.default_rng(_SEED).standard_normal((d, min(k + _OVERSAMPLED, n, d)))]
-    for _ in range(_PASSES):
-        turned = np.zeros_like(found[-1])
+    block = np.random.default_rng(_SEED).standard_normal((d, min(k + _OVERSAMPLED, n, d)))
+    found = np.empty((_PASSES, *block.shape[::-1]))
+    for of_pass in found:
+        turned = np.zeros_like(block)
         for centred in _centred(X, mean):
-            turned += centred.T @ (centred @ found[-1])
-        found.append(np.linalg.qr(turned).Q)
-    directions = np.linalg.qr(np.hstack(found[1:])).Q
+            turned += centred.T @ (centred @ block)
+        block = np.linalg.qr(turned).Q
+        of_pass[:] = block.T
+    directions = np.linalg.qr(found.reshape(-1, d).T).Q
     gram, total = np.zeros((directions.shape[1],) * 2), 0.0
     for centred in _centred(X, mean):
         projected = centred @ directions
