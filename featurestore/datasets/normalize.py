@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import batched, pairwise
+from itertools import batched, chain, islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -252,18 +252,18 @@ def _reduced[T: tuple[Floats, ...]](
             parts = [merged(some) for some in batched(parts, _MERGED)]
         return parts[0]
 
+    tiles = [_tiles(block) for block in blocks]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = [pool.map(describe, _tiles(block)) for block in blocks]
+        found = pool.map(describe, chain.from_iterable(tiles))
         return [
-            [np.concatenate(values)[: block.shape[1]] for values in zip(*tiles, strict=True)]
-            for block, tiles in zip(blocks, found, strict=True)
+            [np.concatenate(values)[: block.shape[1]] for values in zip(*islice(found, len(some)), strict=True)]
+            for block, some in zip(blocks, tiles, strict=True)
         ]
 
 
 def _tiles(block: NDArray[Any]) -> list[NDArray[Any]]:
     """Cut an array into columns; a lone one twice, because numpy adds up one in another order than several."""
-    width = block.shape[1]
-    if width == 1:
+    if (width := block.shape[1]) == 1:
         return [np.repeat(block, 2, axis=1)]
     bounds = np.linspace(0, width, max(1, width // _COLUMNS) + 1).astype(int)
     return [block[:, start:stop] for start, stop in pairwise(bounds)]

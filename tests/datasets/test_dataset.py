@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dask
+import dask.array as da
 import numpy as np
 import pytest
 
@@ -57,15 +57,22 @@ def test_spreads_beyond_float64() -> None:
     assert Statistics(lowest, highest, lowest, highest).constant.tolist() == [False, True]
 
 
-def test_statistics_need_no_scheduler_of_the_users() -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("asked")
-
-    raw = np.random.default_rng(0).standard_normal((300, 2))
-    with dask.config.set(scheduler=refuse):
-        (statistics,) = normalize.measure([raw])
-    np.testing.assert_allclose(statistics.mean, raw.mean(0))
-    np.testing.assert_allclose(statistics.std, raw.std(0))
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (256, 513), (300, 1), (1100, 1100), (5000, 2)])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_statistics_are_those_of_dask_to_the_bit(n: int, d: int, in_order: bool) -> None:
+    """On which the bytes of datasets depend: 256 rows at a time, four of these merged, then four of those."""
+    rng = np.random.default_rng(n)
+    raw = (3 + rng.standard_normal((n, d), dtype=np.float32)).astype(np.float16)
+    rows = np.arange(n) if in_order else rng.permutation(n)
+    (found,) = normalize.measure([raw], rows)
+    (extremes,) = normalize.measure_extremes([raw], rows)
+    in_chunks = da.from_array(raw.repeat(2, axis=1)[rows], chunks=(256, -1)).astype(np.float64)  # never a lone column
+    expected = {name: getattr(in_chunks, name)(axis=0).compute()[::2] for name in ("min", "max", "mean", "std")}
+    expected["std"][expected["std"] == 0] = 1
+    for name, values in expected.items():
+        np.testing.assert_array_equal(getattr(found, name), values, strict=True)
+    for name in ("min", "max"):
+        np.testing.assert_array_equal(getattr(extremes, name), expected[name], strict=True)
 
 
 @pytest.mark.parametrize("method", ["standardize", "minmax", "none"])
