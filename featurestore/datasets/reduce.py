@@ -31,6 +31,10 @@ _OVERSAMPLED, _PASSES, _SEED = 10, 5, 0
 """Directions that are followed besides those asked for, how often they are turned, and where they start."""
 
 
+_ROWS = 1 << 13
+"""Rows of directions that are decomposed at once."""
+
+
 class Rows(Protocol):
     """What can be sliced by rows, such as an array, or columns that are calculated when they are."""
 
@@ -216,9 +220,9 @@ def _randomized(k: int, X: Rows, mean: Floats) -> tuple[Floats, Floats, float]:
         turned = np.zeros_like(block)
         for centred in _centred(X, mean):
             turned += centred.T @ (centred @ block)
-        block = np.linalg.qr(turned).Q
+        block = _orthonormal(turned)
         of_pass[:] = block.T
-    directions = np.linalg.qr(found.reshape(-1, d).T).Q
+    directions = _orthonormal(found.reshape(-1, d).T)
     gram, total = np.zeros((directions.shape[1],) * 2), 0.0
     for centred in _centred(X, mean):
         projected = centred @ directions
@@ -226,6 +230,14 @@ def _randomized(k: int, X: Rows, mean: Floats) -> tuple[Floats, Floats, float]:
         total += float(np.vdot(centred, centred))
     sums, vectors = _largest(k, gram)
     return sums, (directions @ vectors).T, total
+
+
+def _orthonormal(columns: Floats) -> Floats:
+    """Return an orthonormal basis of columns, by parts of the rows, as numpy's own makes five copies of all of them."""
+    parts = [np.linalg.qr(part) for part in np.array_split(columns, -(-len(columns) // _ROWS))]
+    rotations = np.linalg.qr(np.concatenate([part.R for part in parts])).Q
+    ends = np.cumsum([len(part.R) for part in parts])[:-1]
+    return np.concatenate([part.Q @ rotation for part, rotation in zip(parts, np.split(rotations, ends), strict=True)])
 
 
 def _largest(k: int, gram: Floats) -> tuple[Floats, Floats]:

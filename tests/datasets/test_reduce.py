@@ -109,6 +109,7 @@ def test_components_of_large_arrays(shape: tuple[int, int], monkeypatch: pytest.
     """Window by window, and as exact as float32 where variances decay, be it as slowly as those of noise beyond ten."""
     monkeypatch.setattr(reduce, "_EXACT_VALUES", 0)
     monkeypatch.setattr(reduce, "_WINDOW_BYTES", 8 * shape[1] * 33)
+    monkeypatch.setattr(reduce, "_ROWS", 170)
     rng = np.random.default_rng(0)
     strong = rng.standard_normal((shape[0], 10)) * np.arange(30, 10, -2)
     X = (strong @ rng.standard_normal((10, shape[1])) + rng.standard_normal(shape) + 5).astype(np.float32)
