@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster
 
 import featurestore
 from featurestore import StoreError
-from featurestore.datasets import raw, workers
+from featurestore.datasets import normalize, workers
 from featurestore.schema import ARRAYS, Extraction
 from featurestore.store import arrays, backend, outline
 from featurestore.strategies import final_activation, final_hidden_states, registry
@@ -101,7 +101,7 @@ def test_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         original(self, key, target)
 
     monkeypatch.setattr(arrays.StoredArray, "_read", noting)
-    monkeypatch.setattr(raw, "_of_several", None)  # here, not on the workers, which are other processes
+    monkeypatch.setattr(normalize, "_reduced", None)  # here, not on the workers, which are other processes
     with cluster(processes=True):
         there = featurestore.sweep(study("there"))
         built = featurestore.build("care.zarr", "hidden-to-concept", layer=1, test_size=0.3, seed=1)
