@@ -211,7 +211,7 @@ def _randomized(k: int, X: Rows, mean: Floats) -> tuple[Floats, Floats, float]:
     """Do the same by random directions (Halko, Martinsson, Tropp 2011), window by window.
 
     All directions that the passes find are kept, a block Krylov space (Halko, Martinsson, Shkolnisky, Tygert 2011), as
-    these converge in far fewer passes. They need memory for about ``6 * k`` columns; `X` is never held.
+    these converge in far fewer passes. They need memory for about ``15 * k`` columns; `X` is never held.
     """
     n, d = X.shape
     block = np.random.default_rng(_SEED).standard_normal((d, min(k + _OVERSAMPLED, n, d)))
