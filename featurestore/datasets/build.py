@@ -282,7 +282,7 @@ def build_plan(
     if divided := view.split(plan):
         logger.info("%s", divided.report_of(np.isin(view.sentences, dataset.metadata["sentence_indices"])))
     if n_constant:
-        logger.warning("%d of %d columns of X are constant", n_constant, dataset.data.shape[1])
+        logger.warning("%d of %d columns of X are constant", n_constant, dataset.normalization.width)
     if fault := preflight.problem(loaded, MIN_ACTIVE):
         logger.warning("%s", fault)
     if output is not None:

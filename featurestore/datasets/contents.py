@@ -91,8 +91,8 @@ class Contents:
             if name == "X":
                 self.shape = header.shape
                 self._sizes = dict(zip("ntd" if len(self.shape) > 2 else "nd", self.shape, strict=False))
-            elif name != "y" and "r" not in self._sizes:  # all have as many as the first of them
-                self._sizes |= zip("r", header.shape[-1:] if self._reduced else self.shape[-1:], strict=False)
+            elif self._reduced and name != "y" and "r" not in self._sizes:  # all have as many as the first of them
+                self._sizes |= zip("r", header.shape[-1:], strict=False)
             self._check_form(name, header)
             if 0 in header.shape:
                 raise self._error(name, f"has shape {header.shape}, expected rows and columns")
@@ -101,14 +101,12 @@ class Contents:
         return name in self._archive
 
     def read(self, name: str) -> NDArray[Any]:
-        """Read an array: X as float32, statistics as float64, all else as it is."""
+        """Read an array: X and components as float32, statistics as float64, all else as it is."""
         array = self._archive.array(name)
         self._check_form(name, array)
         if fault := self._fault(name, array):
             raise self._error(name, fault)
-        if name == "X":
-            return self._exactly(name, array, np.float32)
-        if name == "reduce_components":
+        if name in ("X", "reduce_components"):
             return self._exactly(name, array, np.float32)
         return self._exactly(name, array, np.float64) if name.startswith(("norm_", "reduce_")) else array
 

@@ -88,11 +88,9 @@ class Dataset:
             found = f"found {self.reduction.asked.count} components"
             raise DatasetError(f"reduction: expected the {self.data.shape[-1]} columns of X, {found}")
         if self._width and self.normalization.width not in (None, self._width):
-            of, found = (
-                "that are reduced" if self.reduction else "of X",
-                f"found statistics of {self.normalization.width}",
-            )
-            raise DatasetError(f"normalization: expected the {self._width} columns {of}, {found}")
+            columns = f"{self._width} columns {'that are reduced' if self.reduction else 'of X'}"
+            found = f"found statistics of {self.normalization.width}"
+            raise DatasetError(f"normalization: expected the {columns}, {found}")
         for name, value in self.metadata.items():
             if np.asarray(value).dtype.hasobject:
                 raise DatasetError(f"metadata {name!r}: expected numbers or text, found other objects")

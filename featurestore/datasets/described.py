@@ -35,7 +35,7 @@ def about_X(plan: Plan, selected: Selected) -> dict[str, Any]:  # noqa: N802
     about: dict[str, Any] = {
         "input_source": "+".join(dict.fromkeys(str(block.name or "unnamed") for block in blocks)),
         "input_layers": np.hstack([np.array([], np.int64), *(found for found in layers if found is not None)]),
-        "input_dims": selected.width,
+        "input_dims": choices.width(selected.width),
     }
     if blocks[0].name == ACTIVATIONS and choices.control in (None, "shuffled-labels"):
         about |= _coords(blocks[0], _ACTIVATIONS)

@@ -31,6 +31,10 @@ _OVERSAMPLED, _PASSES, _SEED = 10, 5, 0
 """Directions that are followed besides those asked for, how often they are turned, and where they start."""
 
 
+_ROWS = 1 << 13
+"""Rows of directions that are decomposed at once."""
+
+
 class Rows(Protocol):
     """What can be sliced by rows, such as an array, or columns that are calculated when they are."""
 
@@ -207,16 +211,18 @@ def _randomized(k: int, X: Rows, mean: Floats) -> tuple[Floats, Floats, float]:
     """Do the same by random directions (Halko, Martinsson, Tropp 2011), window by window.
 
     All directions that the passes find are kept, a block Krylov space (Halko, Martinsson, Shkolnisky, Tygert 2011), as
-    these converge in far fewer passes. They need memory for about ``6 * k`` columns; `X` is never held.
+    these converge in far fewer passes. They need memory for about ``15 * k`` columns; `X` is never held.
     """
     n, d = X.shape
-    found = [np.random.default_rng(_SEED).standard_normal((d, min(k + _OVERSAMPLED, n, d)))]
-    for _ in range(_PASSES):
-        turned = np.zeros_like(found[-1])
+    block = np.random.default_rng(_SEED).standard_normal((d, min(k + _OVERSAMPLED, n, d)))
+    found = np.empty((_PASSES, *block.shape[::-1]))
+    for of_pass in found:
+        turned = np.zeros_like(block)
         for centred in _centred(X, mean):
-            turned += centred.T @ (centred @ found[-1])
-        found.append(np.linalg.qr(turned).Q)
-    directions = np.linalg.qr(np.hstack(found[1:])).Q
+            turned += centred.T @ (centred @ block)
+        block = _orthonormal(turned)
+        of_pass[:] = block.T
+    directions = _orthonormal(found.reshape(-1, d).T)
     gram, total = np.zeros((directions.shape[1],) * 2), 0.0
     for centred in _centred(X, mean):
         projected = centred @ directions
@@ -224,6 +230,14 @@ def _randomized(k: int, X: Rows, mean: Floats) -> tuple[Floats, Floats, float]:
         total += float(np.vdot(centred, centred))
     sums, vectors = _largest(k, gram)
     return sums, (directions @ vectors).T, total
+
+
+def _orthonormal(columns: Floats) -> Floats:
+    """Return an orthonormal basis of columns, by parts of the rows, as numpy's own makes five copies of all of them."""
+    parts = [np.linalg.qr(part) for part in np.array_split(columns, -(-len(columns) // _ROWS))]
+    rotations = np.linalg.qr(np.concatenate([part.R for part in parts])).Q
+    ends = np.cumsum([len(part.R) for part in parts])[:-1]
+    return np.concatenate([part.Q @ rotation for part, rotation in zip(parts, np.split(rotations, ends), strict=True)])
 
 
 def _largest(k: int, gram: Floats) -> tuple[Floats, Floats]:

@@ -363,8 +363,8 @@ class StoreView:
 
     def shape(self, plan: Plan) -> tuple[int, int]:
         """Return the shape of X before any sentence is dropped, without reading it."""
-        selected, reduced = self.select(plan), plan.choices.reduce
-        return len(selected.positions), reduced.count if reduced else selected.width
+        selected = self.select(plan)
+        return len(selected.positions), plan.choices.width(selected.width)
 
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
         """Return the blocks that are read or made for X of some plans, by name, what they share once."""

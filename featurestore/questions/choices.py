@@ -156,6 +156,10 @@ class Choices:
         chosen = {name: getattr(self, name) for name, default in usual.items() if getattr(self, name) != default}
         return {name: _FORMS[name].plain(value) for name, value in chosen.items()}
 
+    def width(self, columns: int) -> int:
+        """Return how many columns X has at last, of so many that are normalized."""
+        return self.reduce.count if self.reduce else columns
+
 
 NONE = Choices()
 """Nothing but what the strategy selects."""

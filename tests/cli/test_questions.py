@@ -154,7 +154,7 @@ def test_help_follows_the_questions(cli: Cli) -> None:
     found = sections(accepted(cli("build", "--help")))
     assert [*found][:5] == ["Options", "Which rows", "What is X", "What is y", "Which side"]
     assert found["Which rows"] == ["--where", "--drop-short", "--drop-nonfinite"]
-    assert found["What is X"] == ["--tokens", "--special", "--combine", "--normalize", "--stats-from"]
+    assert found["What is X"] == ["--tokens", "--special", "--combine", "--reduce", "--normalize", "--stats-from"]
     assert found["What is y"] == ["--target-tokens", "--labels-from", "--classes", "--control"]
     assert found["Which side"] == ["--test-size", "--folds", "--seed", "--group-by"]
     listed = [flag for flags in [*found.values()][:5] for flag in flags]
@@ -171,7 +171,7 @@ USAGE: list[tuple[Any, dict[str, Any], str]] = [
     (FEATURE, {"target_tokens": "last-x"}, f"--target-tokens: {TOKENS} 'last-x'"),
     (FEATURE, {"target_tokens": "all"}, "--target-tokens 'all': expected --tokens 'all' with it, found"),
     (CONCEPT, {"target_tokens": "max"}, "--target-tokens 'max': expected y with the dim token, found label of "),
-    (CONCEPT, {"seed": 1}, "--seed and --group-by need --test-size or --folds"),
+    (CONCEPT, {"seed": 1}, "--seed and --group-by need --test-size, --folds or --test-store"),
     (CONCEPT, {"seed": -1, "control": "text"}, "--seed: expected 0 or more, found -1"),
     (CONCEPT, {"seed": "x"}, "'x' is not a valid integer"),
     (CONCEPT, {"where": [""]}, "--where: expected COORDINATE=VALUES, such as label=0,3 or "),
