@@ -53,7 +53,7 @@ COMBINATIONS = ("concat", "mean", "difference", "sum")
 OUTCOMES = ("label", "store")
 """What a concept strategy predicts; the first is the default."""
 
-CONTROLS = ("shuffled-labels", "random-columns", "text")
+CONTROLS = ("shuffled-labels", "random-columns", "text", "length")
 """What stands beside a dataset to say what its X or y would give by chance, or by the text alone."""
 
 TOKENS = ("final", "any")

@@ -136,10 +136,11 @@ _FURTHER = (
 
 def questions(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that compose with every strategy; what was not given is None."""
-    asked = [_asked(name, option) for name, option in OPTIONS.items()]
-    asked += [click.option(flag, cls=Asked, question=of, help=text, **kind) for flag, of, kind, text in _FURTHER]
-    for add in reversed(asked):
-        command = add(command)
+    asked = {name: _asked(name, option) for name, option in OPTIONS.items()}
+    for flag, of, kind, text in _FURTHER:
+        asked[flag.lstrip("-").replace("-", "_")] = click.option(flag, cls=Asked, question=of, help=text, **kind)
+    for name in sorted(asked, key=registry.OWN.index, reverse=True):
+        command = asked[name](command)
     return command
 
 

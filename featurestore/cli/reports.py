@@ -159,12 +159,16 @@ def _datasets(n: int) -> str:
     return f"{n:,} dataset" + "s" * (n != 1)
 
 
+def _joined(value: object) -> object:
+    return " and ".join(map(str, value)) if isinstance(value, list) else value
+
+
 def _cell(value: object) -> str:
     match value:
         case tuple():
             return format_numbers(value)
         case dict():
-            return " ".join(f"{name}={item}" for name, item in value.items())
+            return shown(" ".join(f"{name}={_joined(item)}" for name, item in value.items()))
         case None:
             return ""
     return shown(value)

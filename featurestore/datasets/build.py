@@ -116,8 +116,8 @@ def build(
         left out.
     control : str, optional
         What a probe finds without the model: ``"shuffled-labels"`` (y within each side), ``"random-columns"``
-        (Gaussian, as many) or ``"text"`` (hashed character n-grams, and the length) in place of the real dataset, with
-        its rows and split.
+        (Gaussian, as many), ``"text"`` (hashed character n-grams, and the length) or ``"length"`` (in characters and in
+        tokens, alone) in place of the real dataset, with its rows and split.
     test_size, test_store, folds, seed, group_by : optional
         Divide the sentences into training and test rows, or folds, without leakage (see `SplitOptions`); the
         normalization is then fitted on the training rows alone. Without a split it is fitted on all rows. `seed` is

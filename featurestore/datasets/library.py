@@ -15,6 +15,7 @@ from featurestore.datasets import dataset as datasets
 from featurestore.datasets.staleness import Present, recorded_text
 from featurestore.errors import DatasetError, FeatureStoreError, ParameterError, brief, shown, spelled
 from featurestore.paths import PathLike, as_path
+from featurestore.questions.options import OPTIONS
 from featurestore.schema import CONTROLS, STORES
 from featurestore.splits.split import SplitOptions
 from featurestore.store.location import StorageOptions, location
@@ -57,11 +58,13 @@ class DatasetEntry:
     target_features : tuple of int
         Those features.
     rows, columns : int
-        Shape of X.
+        Of X; of sequences, how many, and how wide their tokens are.
     split : dict
         Options of the split; empty without one.
     tokens : str
         Which tokens X is of; ``"final"`` unless the dataset says otherwise.
+    choices : dict
+        Further options that compose with every strategy, such as ``{"combine": "difference"}``, as they were given.
     control : str
         Which control it is (see `featurestore.schema.CONTROLS`); empty for the real dataset.
     state : str
@@ -85,6 +88,7 @@ class DatasetEntry:
     columns: int
     split: dict[str, Any]
     tokens: str
+    choices: dict[str, Any]
     control: str
     state: str
     fingerprint: str
@@ -195,7 +199,7 @@ def _stale(entry: DatasetEntry, reason: str) -> DatasetEntry:
 
 
 def _entry(file: str, recorded: Mapping[str, Any], plan: Mapping[str, Any], state: str, reason: str) -> DatasetEntry:
-    rows, columns = recorded["shape"].tolist()
+    rows, *_, columns = recorded["shape"].tolist()
     target_layer, *_ = (*_integers(recorded, "target_layer"), None)
     return DatasetEntry(
         file=file,
@@ -209,6 +213,7 @@ def _entry(file: str, recorded: Mapping[str, Any], plan: Mapping[str, Any], stat
         columns=columns,
         split=plan.get("split", {}),
         tokens=recorded_text(recorded, "input_tokens", "final"),
+        choices={name: plan[name] for name in OPTIONS if name in plan and name not in ("tokens", "control")},
         control=recorded_text(recorded, "control"),
         state=state,
         fingerprint=recorded_text(recorded, "fingerprint"),

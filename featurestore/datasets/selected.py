@@ -160,11 +160,15 @@ def controlled(selected: Selected, control: str | None, seed: int, ds: xr.Datase
     if control == "random-columns":
         given = [sentences] if tokens is None else [sentences, tokens]
         columns = _made(partial(_random_columns, seed, selected.width), selected.width, given)
-    elif control == "text":
-        texts = ds["text"].values[selected.positions]
+    elif control in ("text", "length"):
+        texts, n_tokens = ds["text"].values[selected.positions], ds["n_tokens"].values[selected.positions]
         if tokens is not None:  # what a probe of this token can have read
             texts = ds["fragment"].load().values[selected.positions, np.searchsorted(ds["token"].values, tokens)]
-        columns = _made(controls.text_columns, controls.TEXT_WIDTH + 1, [texts])
+            n_tokens = n_tokens + tokens + 1
+        if control == "text":
+            columns = _made(controls.text_columns, controls.TEXT_WIDTH + 1, [texts])
+        else:
+            columns = _made(controls.length_columns, 2, [texts, n_tokens])
     else:
         return selected
     return replace(selected, columns=(columns,), densest=None)

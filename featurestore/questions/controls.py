@@ -119,6 +119,11 @@ def text_columns(texts: Sequence[str]) -> NDArray[np.float32]:
     return columns
 
 
+def length_columns(texts: Sequence[str], n_tokens: Array) -> NDArray[np.float32]:
+    """Tell how long texts are, in characters and in tokens, (n, 2) float32."""
+    return np.stack([[len(text) for text in texts], n_tokens], axis=1, dtype=np.float32)
+
+
 def _mixed(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Let each bit depend on all bits: the finalizer of SplitMix64."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * _MIX_1

@@ -225,7 +225,8 @@ def relabelled(ds: xr.Dataset, labels: Labels | None, classes: Classes | None) -
     Returns
     -------
     xarray.Dataset
-        As lazy as `ds`, which is not changed; its `label` and `has_label` are other ones, which nobody can write to.
+        As lazy as `ds`, which is not changed; its `label` and `has_label` are other ones, which nobody can write to;
+        labels that are names are there as `label_name`, too, unless they are mapped.
 
     Raises
     ------
@@ -240,7 +241,11 @@ def relabelled(ds: xr.Dataset, labels: Labels | None, classes: Classes | None) -
     replaced = {"label": values.copy(), "has_label": has.copy()}
     for array in replaced.values():
         array.flags.writeable = False  # all strategies see the same
-    return ds.assign_coords({name: ("sentence", array, ds[name].attrs) for name, array in replaced.items()})
+    coords = {name: ("sentence", array, ds[name].attrs) for name, array in replaced.items()}
+    if labels and labels.names and classes is None:
+        names = np.array([*labels.names, ""], object)[np.where(has, values, -1)]
+        coords["label_name"] = ("sentence", names, {"long_name": "what the label is called"})
+    return ds.assign_coords(coords)
 
 
 def _parts(text: str) -> list[str]:

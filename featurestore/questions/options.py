@@ -87,7 +87,7 @@ OPTIONS = {
         question="y",
         words=CONTROLS,
         help="What a probe finds without the model, in the same rows: y shuffled within each side, Gaussian columns, "
-        "or n-grams of the text.",
+        "n-grams of the text, or its length.",
     ),
 }
 """The options by name, in the order of the questions."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-_KINDS = SENTENCE_COORDS | {"store": "string", "sentence_index": "int64"}
-"""Of coordinates; the last two are those of several stores."""
+_KINDS = SENTENCE_COORDS | {"store": "string", "sentence_index": "int64", "label_name": "string"}
+"""Of coordinates: the store's, two of several stores, and one of labels that are names."""
 
 _TRUTH = {"false": 0, "true": 1}
 

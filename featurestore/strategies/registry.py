@@ -36,7 +36,7 @@ TYPES = (int, float, NUMBER, str, bool, Numbers)
 
 OWN = (
     "store", "strategy", "input", "source", "pool", "where", "drop_short", "drop_nonfinite", "tokens", "special",
-    "combine", "normalize", "reduce", "stats_from", "target_tokens", "y", "labels_from", "classes", "control",
+    "combine", "normalize", "stats_from", "reduce", "target_tokens", "y", "labels_from", "classes", "control",
     "controls", "test_size", "test_store", "folds", "seed", "group_by", "output", "overwrite", "wait",
     "storage_options", "targets", "plugin", "quiet", "verbose", "help",
 )  # fmt: skip
@@ -51,11 +51,12 @@ class Selection:
     ----------
     X : xarray.DataArray, or a sequence of them
         Blocks of columns, to be put side by side: numbers, with the dim `sentence` and its coordinate, and any further
-        dims, which are flattened in their order. Blocks that several datasets have in common, such as one layer, are
-        read once for all of them.
+        dims, which are flattened in their order. Where the dim `token` is left, with all tokens of the store, whoever
+        builds chooses by the option `tokens`; the final one by default. Blocks that several datasets have in common,
+        such as one layer, are read once for all of them.
     y : xarray.DataArray
-        Dims `sentence`, or `sentence` and one more where there are several targets. Bool and integers become int64,
-        other numbers float32.
+        Dims `sentence`, or `sentence` and one more where there are several targets; also with `token`, as X. Bool and
+        integers become int64, other numbers float32.
     densest : int, optional
         Keep only so many features of X, those that are not zero in most training rows. X then is one block of dims
         (sentence, feature).

@@ -154,9 +154,9 @@ def test_help_follows_the_questions(cli: Cli) -> None:
     found = sections(accepted(cli("build", "--help")))
     assert [*found][:5] == ["Options", "Which rows", "What is X", "What is y", "Which side"]
     assert found["Which rows"] == ["--where", "--drop-short", "--drop-nonfinite"]
-    assert found["What is X"] == ["--tokens", "--special", "--combine", "--reduce", "--normalize", "--stats-from"]
-    assert found["What is y"] == ["--target-tokens", "--labels-from", "--classes", "--control"]
-    assert found["Which side"] == ["--test-size", "--folds", "--seed", "--group-by"]
+    assert found["What is X"] == ["--tokens", "--special", "--combine", "--normalize", "--stats-from", "--reduce"]
+    assert found["What is y"] == ["--target-tokens", "--y", "--labels-from", "--classes", "--control"]
+    assert found["Which side"] == ["--test-size", "--test-store", "--folds", "--seed", "--group-by"]
     listed = [flag for flags in [*found.values()][:5] for flag in flags]
     assert len(listed) == len(set(listed))
     assert "--control" in sections(accepted(cli("datasets", "--help")))["Options"]

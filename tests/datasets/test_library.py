@@ -76,7 +76,7 @@ def test_controls_and_tokens(store_digest: str) -> None:
     with speaking("command line"), pytest.raises(ParameterError) as refused:
         featurestore.list_datasets("out", control="shuffled")
     assert str(refused.value) == (
-        "--control: expected one of shuffled-labels, random-columns, text, none, found 'shuffled'"
+        "--control: expected one of shuffled-labels, random-columns, text, length, none, found 'shuffled'"
     )
 
 

@@ -58,7 +58,7 @@ REFUSED: list[tuple[tuple[str, Options], Options, Sequence[str]]] = [
     (CONCEPT, {"tokens": "first-8", "drop_short": True}, ["no sentence is left", "tokens"]),
     (FEATURE, {"target_tokens": "first-2"}, ["drop_short", "2"]),
     (CONCEPT, {"where": "label=9"}, ["no sentence is left", "label=9"]),
-    (CONCEPT, {"where": ["n_tokens=2", "n_tokens=3"]}, ["no sentence is left", "n_tokens=2 and"]),
+    (CONCEPT, {"where": ["n_tokens=2", "n_tokens=3"]}, ["no sentence is left"]),
     (CONCEPT, {"where": "sentence=5,14,23"}, []),
     (CONCEPT, {"where": "layer=1"}, ["where", "layer"]),
     (CONCEPT, {"where": "fragment=a"}, ["where", "fragment"]),

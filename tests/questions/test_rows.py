@@ -115,7 +115,7 @@ def test_truth(value: Any) -> None:
 BAD: list[tuple[Any, str]] = [
     ("label", "COORDINATE=VALUES"), ("", "COORDINATE=VALUES"), (["label=0", 3], "COORDINATE=VALUES"),
     (3, "a mapping"), (None, "a mapping"), (b"label=0", "a mapping"), ({"label"}, "a mapping"), (object(), "a mapping"),
-    ("layer=3", "n_nonfinite, n_tokens, sentence, sentence_index, source, source_digest, store, text"),
+    ("layer=3", "label_name, n_nonfinite, n_tokens, sentence, sentence_index, source, source_digest"),
     ("hidden_states_crc32=3", "coordinate of sentences"), ({3: 3}, "coordinate of sentences"),
     ("label>=3", "'label>'"), ("label==3", "label: expected numbers"), ("label=", "label: expected numbers"),
     ("label=-1", "label: expected numbers"), ("label=3-0", "backwards"), ("label=1,1", "named twice"),

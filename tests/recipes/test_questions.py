@@ -152,9 +152,9 @@ def test_controls_stand_beside_each_dataset(store: str) -> None:
     recipe = study(CONCEPT, FEATURE | {"controls": "text"}, controls=[*CONTROLS, "text"], tokens=["final", "mean"])
     found = chosen(recipe)
     assert [one.get("control") for one in found] == [None, *CONTROLS] * 2 + [None, "text"] * 2
-    assert [one.get("tokens") for one in found] == [None] * 4 + ["mean"] * 4 + [None] * 2 + ["mean"] * 2
+    assert [one.get("tokens") for one in found] == [None] * 5 + ["mean"] * 5 + [None] * 2 + ["mean"] * 2
     done = featurestore.sweep(recipe)
-    real, *controls = [featurestore.load_dataset(job.output) for job in done.datasets[:4]]
+    real, *controls = [featurestore.load_dataset(job.output) for job in done.datasets[:5]]
     for control in controls:
         np.testing.assert_array_equal(control.metadata["sentence_indices"], real.metadata["sentence_indices"])
     assert Counter(controls[0].y.tolist()) == Counter(real.y.tolist())
@@ -213,7 +213,7 @@ def test_seeds_that_cannot_be(store: str, keys: dict[str, Any], fault: str) -> N
         ({"special": 1}, "special: expected true or false, found 1"),
         ({"drop_short": "yes"}, "drop_short: expected true or false, found 'yes'"),
         ({"combine": "diff"}, "combine: expected one of concat, mean, difference, sum, found 'diff'"),
-        ({"where": "lable=0"}, "where: expected a coordinate of sentences (has_label, label, n_nonfinite, n_tokens, "),
+        ({"where": "lable=0"}, "where: expected a coordinate of sentences (has_label, label, label_name, n_nonfinite, "),
         ({"where": {"label": "a"}}, "where: label: expected numbers and ranges such as 0-2,10,15-17, found 'a'"),
         ({"where": 3}, "where: expected text such as label=0,3, a sequence of such texts, or a mapping"),
         ({"classes": {}}, "classes: expected labels and whole numbers from 0, such as 0=0,3=1, found {}"),
