@@ -213,7 +213,7 @@ def test_seeds_that_cannot_be(store: str, keys: dict[str, Any], fault: str) -> N
         ({"special": 1}, "special: expected true or false, found 1"),
         ({"drop_short": "yes"}, "drop_short: expected true or false, found 'yes'"),
         ({"combine": "diff"}, "combine: expected one of concat, mean, difference, sum, found 'diff'"),
-        ({"where": "lable=0"}, "where: expected a coordinate of sentences (has_label, label, label_name, n_nonfinite, "),
+        ({"where": "lable=0"}, "where: expected a coordinate of sentences (has_label, label, label_name, "),
         ({"where": {"label": "a"}}, "where: label: expected numbers and ranges such as 0-2,10,15-17, found 'a'"),
         ({"where": 3}, "where: expected text such as label=0,3, a sequence of such texts, or a mapping"),
         ({"classes": {}}, "classes: expected labels and whole numbers from 0, such as 0=0,3=1, found {}"),
