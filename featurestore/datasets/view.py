@@ -20,6 +20,7 @@ from featurestore.errors import DatasetError, SelectionError, StrategyError, lac
 from featurestore.questions.choices import Choices
 from featurestore.questions.labels import Labels, read_labels, relabelled, store_labels
 from featurestore.questions.rows import Condition, met
+from featurestore.questions.tokens import FINAL
 from featurestore.ranges import format_numbers
 from featurestore.schema import ACTIVATIONS, HIDDEN_STATES
 from featurestore.splits import split as splits
@@ -294,14 +295,18 @@ class StoreView:
     def rank(self, by: str, layers: Sequence[int], top: int, rows: Array, plan: Plan, min_active: int) -> list[Target]:
         """Find the features that rank first in the training rows among some (see `featurestore.datasets.ranking.rank`).
 
-        By the labels and the split of a plan, once for all that ask for the same.
+        By the labels, the split and the target tokens of a plan (the final one, where they are not pooled), once for
+        all that ask for the same.
         """
         choices = plan.choices
         labels = choices.y, choices.labels_from, choices.classes
-        key = (by, tuple(layers), top, rows.tobytes(), plan.split, labels, min_active)
+        tokens = choices.target_tokens if choices.target_tokens.how in ("mean", "max") else FINAL
+        at = tokens, choices.special
+        key = (by, tuple(layers), top, rows.tobytes(), plan.split, labels, min_active, at)
         if key not in self._rankings:
             counted = self.training_rows(plan) & np.isin(np.arange(len(self.sentences)), rows)
-            self._rankings[key] = rank(self.labelled(choices), by, layers, top, counted, min_active)
+            ds = self.labelled(choices)
+            self._rankings[key] = rank(ds, by, layers, top, counted, min_active, tokens=tokens, special=choices.special)
         return self._rankings[key]
 
     def split(self, plan: Plan) -> Split | None:
