@@ -16,7 +16,7 @@ from featurestore.errors import DatasetError, ParameterError, brief, spelled
 from featurestore.questions.choices import NONE, Choices
 from featurestore.ranges import format_numbers, integer
 from featurestore.schema import DATASETS, NORMALIZATIONS
-from featurestore.splits.split import SplitOptions
+from featurestore.splits.options import SplitOptions
 from featurestore.strategies import get_strategy
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from featurestore.explore.reading import (
     drawn_labelled,
 )
 from featurestore.schema import HIDDEN_STATES, Progress
-from featurestore.splits.split import SplitOptions, split
+from featurestore.splits.options import SplitOptions
+from featurestore.splits.split import split
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -25,7 +25,7 @@ from featurestore.strategies import NUMBER, Option, Strategy, get_strategy
 if TYPE_CHECKING:
     from featurestore.datasets.dataset import Dataset
     from featurestore.datasets.view import StoreView
-    from featurestore.splits.split import SplitOptions
+    from featurestore.splits.options import SplitOptions
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
 import featurestore
-from featurestore.splits.split import SplitOptions, split
+from featurestore.splits.options import SplitOptions
+from featurestore.splits.split import split
 from tests.explore.planted import LAYERS, planted_store
 
 
