@@ -17,7 +17,7 @@ from featurestore.errors import DatasetError, FeatureStoreError, ParameterError,
 from featurestore.paths import PathLike, as_path
 from featurestore.questions.options import OPTIONS
 from featurestore.schema import CONTROLS, STORES
-from featurestore.splits.split import SplitOptions
+from featurestore.splits.options import SplitOptions
 from featurestore.store.location import StorageOptions, location
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,12 @@ from featurestore.errors import ParameterError, SelectionError, shown
 from featurestore.measures.active import Active
 from featurestore.measures.measured import best_first
 from featurestore.measures.moments import Moments
-from featurestore.strategies import activations_at, sae_layers, sae_positions
+from featurestore.questions.tokens import FINAL, Tokens, arranged, counted
+from featurestore.strategies import sae_activations, sae_layers, sae_positions
 from featurestore.texts import Table, number, whole_number
 
 if TYPE_CHECKING:
+    import dask.array as da
     import xarray as xr
     from numpy.typing import NDArray
 
@@ -68,9 +70,17 @@ the feature is active."""
 
 
 def rank(
-    ds: xr.Dataset, by: str, layers: Sequence[int], top: int, rows: NDArray[np.bool_], min_active: int
+    ds: xr.Dataset,
+    by: str,
+    layers: Sequence[int],
+    top: int,
+    rows: NDArray[np.bool_],
+    min_active: int,
+    *,
+    tokens: Tokens = FINAL,
+    special: bool = False,
 ) -> list[Target]:
-    """Find the features of some layers that rank first at the final token. Reads their activations, in bounded memory.
+    """Find the features of some layers that rank first. Reads their activations, in bounded memory.
 
     Parameters
     ----------
@@ -86,6 +96,10 @@ def rank(
         The sentences that count: with a split, the training rows alone. Those with values that are not finite do not.
     min_active : int
         Features that are active in fewer sentences are left out.
+    tokens : Tokens
+        At which the activation of a sentence is ranked: the final one, or their mean or maximum.
+    special : bool
+        Whether special tokens count among them.
 
     Raises
     ------
@@ -93,7 +107,9 @@ def rank(
         If a layer is not in the store, there are fewer features, no sentence counts, or but one label is to tell apart.
     """
     positions = [position for layer in layers for position in sae_positions(ds, layer)]
-    moments = _moments_of(ds, positions, _counted_labels(ds, by, rows))
+    counts = counted(ds, special=special) if tokens.needed else np.zeros((len(rows), 1), bool)
+    activations = [arranged(sae_activations(ds, position).data, tokens, counts)[0] for position in positions]
+    moments = _moments_of(activations, _counted_labels(ds, by, rows))
     scores = np.stack([RANKINGS[by](of_sae) for of_sae in moments])
     scores[np.stack([of_sae.active for of_sae in moments]) < min_active] = np.nan
     order = best_first(scores)
@@ -118,19 +134,19 @@ def _counted_labels(ds: xr.Dataset, by: str, rows: NDArray[np.bool_]) -> NDArray
     return np.where(counted, labels, np.nan)[:, None]
 
 
-def _moments_of(ds: xr.Dataset, positions: Sequence[int], labels: NDArray[np.float64]) -> list[Moments]:
-    """Read the activations of some SAEs at the final token, and describe each with the labels."""
+def _moments_of(activations: Sequence[da.Array], labels: NDArray[np.float64]) -> list[Moments]:
+    """Read the activations of some SAEs, (sentence, feature) each, and describe each with the labels."""
     import dask.array as da
 
     from featurestore.datasets import workers
 
     reduced = [
         da.reduction(
-            activations_at(ds, position).data,
+            array,
             chunk=_moments, combine=_merged, aggregate=_merged, axis=0, keepdims=True,
             output_size=len(Moments._fields), dtype=np.float64, weights=labels,
         )
-        for position in positions
+        for array in activations
     ]  # fmt: skip
     return [Moments(*values) for values in workers.compute(reduced)]
 

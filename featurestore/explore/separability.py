@@ -23,7 +23,8 @@ from featurestore.explore.reading import (
 )
 from featurestore.questions.controls import length_columns
 from featurestore.schema import HIDDEN_STATES, Progress
-from featurestore.splits.split import SplitOptions, split
+from featurestore.splits.options import SplitOptions
+from featurestore.splits.split import split
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -182,10 +183,8 @@ def _without_model(ds: xr.Dataset, rounds: list[_Round]) -> dict[str, tuple[floa
     of_words = partial(_predicted, make_pipeline(words, logistic), texts)
     lengths = length_columns(texts.tolist(), ds["n_tokens"].values)
     of_length = partial(_predicted, make_pipeline(StandardScaler(), logistic), lengths)
-    return {
-        "text": _scored(rounds, of_words) if learnt else (np.nan, np.nan),
-        "length": _scored(rounds, of_length),
-    }
+    text = _scored(rounds, of_words) if learnt else (np.nan, np.nan)
+    return {"text": text, "length": _scored(rounds, of_length)}
 
 
 def _predicted(model: Any, X: Array, one: _Round) -> Array:

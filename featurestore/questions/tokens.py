@@ -113,7 +113,7 @@ def arranged(array: da.Array, tokens: Tokens, counts: Array) -> list[da.Array]:
             return [array[:, -1]]
         case "mean":
             total = _pooled(array, counts, np.add, 0, np.dtype(np.float64))
-            many = counts.sum(axis=1).reshape(-1, *[1] * (total.ndim - 1))
+            many = np.maximum(1, counts.sum(axis=1)).reshape(-1, *[1] * (total.ndim - 1))
             return [total / da.from_array(many, chunks=(total.chunks[0], *[1] * (total.ndim - 1)))]
         case "max":
             return [_pooled(array, counts, np.maximum, _lowest(array.dtype), array.dtype)]

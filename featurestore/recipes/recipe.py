@@ -17,7 +17,7 @@ from featurestore.paths import as_path, is_url
 from featurestore.recipes.entry import USUAL, Entry, Shared, Usual, read_entry, read_usual
 from featurestore.recipes.nodes import Faults, Node, of_python, read_yaml
 from featurestore.schema import DATASETS, MIN_ACTIVE
-from featurestore.splits.split import SplitOptions
+from featurestore.splits.options import SplitOptions
 from featurestore.strategies import load_plugin
 
 if TYPE_CHECKING:

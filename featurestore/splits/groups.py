@@ -18,7 +18,7 @@ def group_names(ds: xr.Dataset, group_by: str) -> list[str]:
     ds : xarray.Dataset
         An open store.
     group_by : str
-        See `featurestore.splits.split.SplitOptions`.
+        See `featurestore.splits.options.SplitOptions`.
 
     Raises
     ------

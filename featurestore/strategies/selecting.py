@@ -110,7 +110,7 @@ def activations(ds: xr.Dataset, layer: int, average_l0: float | None) -> xr.Data
     SelectionError
         If the SAE is not in the store, or the layer has several and none was chosen.
     """
-    return _of_sae(ds, sae_position(ds, layer, average_l0))
+    return sae_activations(ds, sae_position(ds, layer, average_l0))
 
 
 def final_activations(ds: xr.Dataset, layer: int, average_l0: float | None) -> xr.DataArray:
@@ -142,7 +142,7 @@ def activation(ds: xr.Dataset, layer: int, feature: int, average_l0: float | Non
     """
     position = sae_position(ds, layer, average_l0)
     check_feature(ds, feature)
-    return _of_sae(ds, position, feature=feature)
+    return sae_activations(ds, position, feature=feature)
 
 
 def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: float | None) -> xr.DataArray:
@@ -152,10 +152,11 @@ def final_activation(ds: xr.Dataset, layer: int, feature: int, average_l0: float
 
 def activations_at(ds: xr.Dataset, position: int) -> xr.DataArray:
     """Select the final activations of the SAE at a position; `layer` is its layer. Lazy."""
-    return final(_of_sae(ds, position))
+    return final(sae_activations(ds, position))
 
 
-def _of_sae(ds: xr.Dataset, position: int, **positions: int) -> xr.DataArray:
+def sae_activations(ds: xr.Dataset, position: int, **positions: int) -> xr.DataArray:
+    """Select the activations of the SAE at a position, and positions along other dims; `layer` is its layer. Lazy."""
     selected = ds[ACTIVATIONS].isel({sae_dim(ds): position, **positions})
     return selected.rename(sae_layer="layer") if "sae_layer" in selected.coords else selected
 

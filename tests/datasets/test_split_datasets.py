@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import featurestore
-from featurestore.splits.split import SplitOptions, split
+from featurestore.splits.options import SplitOptions
+from featurestore.splits.split import split
 from tests.sentences import sentence_arrays, write_folder, write_sentence
 
 N, OVERFLOW = 120, 33

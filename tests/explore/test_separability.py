@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 import featurestore
 from featurestore.explore.findings import exceeds_without_model, of_baselines, without_model
-from featurestore.splits.split import SplitOptions, split
+from featurestore.splits.options import SplitOptions
+from featurestore.splits.split import split
 from tests.explore.planted import LAYERS, planted_store
 
 

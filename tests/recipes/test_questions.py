@@ -305,8 +305,13 @@ def test_statistics_are_of_the_same_x(store: str) -> None:
 # ---- rankings
 
 
-def ranked_by_hand(counted: Any, scores_of: Any, top: int, min_active: int) -> list[float]:
-    activations = np.stack([sentence_arrays(i, tokens=n_tokens(i))["activations"][:, -1] for i in range(N)])[counted]
+def activations_of(tokens: str) -> Any:
+    """Of all sentences, (sentence, layer, feature)."""
+    pool = {"final": lambda a: a[:, -1], "max": lambda a: a.max(axis=1), "mean": lambda a: a.astype(float).mean(axis=1)}
+    return np.stack([pool[tokens](sentence_arrays(i, tokens=n_tokens(i))["activations"]) for i in range(N)])
+
+
+def ranked_by_hand(activations: Any, scores_of: Any, top: int, min_active: int) -> list[float]:
     columns = activations.reshape(len(activations), -1).astype(np.float64).T
     scores = [
         scores_of(column) for column in columns if np.count_nonzero(column) >= min_active and len(set(column)) > 1
@@ -321,6 +326,9 @@ RANKED: list[dict[str, Any]] = [
     {"labels_from": "labels.csv:truth", "classes": {1: 1, 4: 0}, "where": "label=1-4"},
     {"split": {"test_size": 0.3, "seed": 2}},
     {"split": {"folds": 3}, "where": "label=0-2", "labels_from": "labels.csv:truth", "tokens": "mean"},
+    {"target_tokens": "max", "special": True, "where": "n_tokens=3-6"},
+    {"target_tokens": "mean", "special": True},
+    {"target_tokens": "last-2", "special": True},  # which are ranked at the final token
 ]
 
 
@@ -357,12 +365,13 @@ def test_rankings_by_the_rows_that_count(store: str, keys: dict[str, Any], by: s
 
     recipe = study({"strategy": "hidden-to-feature", "targets": {"rank_by": by, "top": 8}}, min_active=3, **keys)
     done = featurestore.sweep(recipe, dry_run=True)
-    activations = np.stack([sentence_arrays(i, tokens=n_tokens(i))["activations"][:, -1] for i in range(N)])[counted]
+    tokens = keys.get("target_tokens", "final")
+    activations = activations_of(tokens if tokens in ("max", "mean") else "final")[counted]
     found = [
         score(activations[:, [0, 1, 5].index(options["target_layer"]), options["target_feature"]].astype(np.float64))
         for options in (job.plan.arguments for job in done.datasets)
     ]
-    np.testing.assert_allclose(found, ranked_by_hand(counted, score, 8, 3), rtol=1e-9)
+    np.testing.assert_allclose(found, ranked_by_hand(activations, score, 8, 3), rtol=1e-9)
 
 
 def test_nothing_to_rank(store: str) -> None:

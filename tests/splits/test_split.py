@@ -25,7 +25,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 import featurestore
 from featurestore.errors import ParameterError, SelectionError
 from featurestore.splits.duplicates import NGRAM, SIMILARITY, _normalized, group_near_duplicates
-from featurestore.splits.split import Split, SplitOptions, split
+from featurestore.splits.options import SplitOptions
+from featurestore.splits.split import Split, split
 from tests.sentences import SAMPLE
 
 SENTENCE = "I told the panel I had finished my degree even though I dropped out."
