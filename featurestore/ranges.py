@@ -16,12 +16,15 @@ Numbers = tuple[int, ...]
 _MOST = 1_000_000
 """More than text can name, which has numbers of six digits."""
 
+_PART = re.compile(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*")
+_WIDE = re.compile(r"\s*(-?[0-9]{1,18})(?:-(-?[0-9]{1,18}))?\s*")
+
 _LONGEST_BITS = 256
 """Of an integer, which a seed may have; the longest could not even be printed."""
 
 
-def parse_numbers(name: str, text: str) -> Numbers:
-    """Read numbers and inclusive ranges, separated by commas, none twice.
+def parse_numbers(name: str, text: str, *, wide: bool = False) -> Numbers:
+    """Read numbers and inclusive ranges, separated by commas, none twice; if `wide`, negative and longer ones, too.
 
     Raises
     ------
@@ -35,7 +38,7 @@ def parse_numbers(name: str, text: str) -> Numbers:
     """
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
+        match = (_WIDE if wide else _PART).fullmatch(part)
         if not match:
             expected = "expected numbers and ranges such as 0-2,10,15-17"
             within = f" in {brief(text)}" if part != text else ""
@@ -44,9 +47,9 @@ def parse_numbers(name: str, text: str) -> Numbers:
         if last < first:
             backwards = f"the range {part.strip()} in {brief(text)} runs backwards; write {last}-{first}"
             raise ParameterError(f"{name}: {backwards}")
-        found.extend(range(first, last + 1))
-        if len(found) > _MOST:
+        if len(found) + last - first >= _MOST:
             raise ParameterError(f"{name}: {brief(text)} is more than {_MOST:,} numbers; name fewer")
+        found.extend(range(first, last + 1))
     return number_tuple(name, found)
 
 

@@ -216,8 +216,10 @@ def find_stores(
         raise ParameterError("store: expected one or several, found an empty list; name one")
     if isinstance(sources, str | os.PathLike):
         return [find_store(sources, storage_options=storage_options, **options)]
+    mixed = any(map(is_url, sources))  # of paths alone, options are refused
     return [
-        find_store(source, storage_options=storage_options if is_url(source) else None, **options) for source in sources
+        find_store(source, storage_options=storage_options if is_url(source) or not mixed else None, **options)
+        for source in sources
     ]
 
 
@@ -280,7 +282,9 @@ def build_plan(
     (loaded,) = read(probed, output and output.parent)
     dataset, n_constant = assemble(loaded)
     if divided := view.split(plan):
-        logger.info("%s", divided.report_of(np.isin(view.sentences, dataset.metadata["sentence_indices"])))
+        kept = np.zeros(len(view.sentences), bool)
+        kept[loaded.selected.positions[loaded.kept]] = True
+        logger.info("%s", divided.report_of(kept))
     if n_constant:
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.normalization.width)
     if fault := preflight.problem(loaded, MIN_ACTIVE):

@@ -37,7 +37,7 @@ _WINDOW_BYTES = 1 << 20
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A training dataset: n sentences, d columns; or n sequences of T tokens.
+    """A training dataset: n rows, each of a sentence or a token, d columns; or n sequences of T tokens.
 
     Attributes
     ----------

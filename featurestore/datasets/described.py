@@ -41,7 +41,10 @@ def about_X(choices: Choices, selected: Selected) -> dict[str, Any]:  # noqa: N8
         about |= _coords(blocks[0], _ACTIVATIONS)
         if choices.tokens.side_by_side and "input_features" in about:
             about["input_features"] = np.tile(about["input_features"], choices.tokens.count)
-    return about | {name: choices.given[key] for key, name in _CHOSEN.items() if key in choices.given}
+    about |= {name: choices.given[key] for key, name in _CHOSEN.items() if key in choices.given}
+    if selected.tokens is None and not choices.tokens.needed:  # then they make no difference to X
+        about.pop("special", None)
+    return about
 
 
 def other_input(choices: Choices, selected: Selected, other: Mapping[str, Any]) -> str:
@@ -51,6 +54,8 @@ def other_input(choices: Choices, selected: Selected, other: Mapping[str, Any]) 
         this, that = (np.asarray(of.get(name, "none")) for of in (ours, theirs))
         if name == "control" and {str(this), str(that)} <= {"none", "shuffled-labels"}:
             continue  # which have the same X
+        if name == "input_dims":
+            that = np.ravel(that)[-1]  # of sequences, whose length is that of the longest in each store
         if name == "input_features" and selected.densest is not None:
             this = this[np.isin(this, that)]  # the ones that it has statistics of
         if not np.array_equal(that, this):
@@ -66,13 +71,12 @@ def about_y(choices: Choices, selected: Selected, labels: Labels | None) -> dict
         about = {
             name: np.tile(value, choices.target_tokens.count) if value.ndim else value for name, value in about.items()
         }
-    about |= {
-        name: choices.given[name] for name in ("target_tokens", "labels_from", "classes") if name in choices.given
-    }
-    if labels:
+    names = ("target_tokens", "y", "labels_from", "classes")
+    about |= {name: choices.given[name] for name in names if name in choices.given}
+    if labels and labels.digest:
         about["labels_digest"] = labels.digest
-        if labels.names:
-            about["label_names"] = labels.names
+    if labels and labels.names and not choices.classes:
+        about["label_names"] = labels.names
     return about
 
 

@@ -212,7 +212,7 @@ def _entry(file: str, recorded: Mapping[str, Any], plan: Mapping[str, Any], stat
         rows=rows,
         columns=columns,
         split=plan.get("split", {}),
-        tokens=recorded_text(recorded, "input_tokens", "final"),
+        tokens="all" if len(recorded["shape"]) > 2 else recorded_text(recorded, "input_tokens", "final"),
         choices={name: plan[name] for name in OPTIONS if name in plan and name not in ("tokens", "control")},
         control=recorded_text(recorded, "control"),
         state=state,

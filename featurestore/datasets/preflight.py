@@ -49,8 +49,11 @@ def problem(probed: Probed, min_active: int) -> str:
     """
     if found := obstacle(probed):
         return found
-    y, kept = probed.selected.aligned.y, probed.kept
-    rows = "sentences" if probed.selected.tokens is None else "tokens"
+    y, kept, rows = probed.selected.aligned.y, probed.kept, "sentences"
+    if probed.selected.own_outcome:
+        rows = "tokens"
+    elif probed.selected.tokens is not None:  # which repeat what is one of a sentence
+        kept = kept & _first_of_sentences(probed.selected.positions)
     if y.name == "label" and y.ndim == 1:
         return _unfit_labels(probed, kept, rows)
     if empty := _empty_parts(probed, kept):
@@ -83,6 +86,12 @@ def _parts(divided: Split, sides: NDArray[Any]) -> str:
     if divided.fold is None:
         return " and ".join("the test part" if side < 0 else "the training part" for side in sides.tolist())
     return ", ".join("the test part" if side < 0 else f"fold {side}" for side in sides.tolist())
+
+
+def _first_of_sentences(positions: NDArray[np.intp]) -> NDArray[np.bool_]:
+    first = np.zeros(len(positions), bool)
+    first[np.unique(positions, return_index=True)[1]] = True
+    return first
 
 
 def _unfit_labels(probed: Probed, kept: NDArray[np.bool_], rows: str) -> str:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PARAMETERS = dict(zip(REDUCTIONS, (("mean", "components", "explained_variance_ratio"), ()), strict=True))
 """The methods, and the names of their parameters."""
 
+_NOTHING = 1e-12
+"""Share of the variance below which a direction is an accident of rounding, and all scores on it are 0."""
+
 _WINDOW_BYTES = 64 << 20
 """Rows are used in windows of this size, in float64."""
 
@@ -124,7 +127,7 @@ class Reduction:
 
 def check_fit(asked: Components, n: int, d: int) -> str:
     """Say why n training rows of d columns cannot be reduced so, or nothing."""
-    spare = 2 if asked.method == "umap" else 0  # which needs more rows than components
+    spare = 2 if asked.method == "umap" else 1  # centred rows have one direction less than there are rows
     if asked.count + spare <= n and asked.count <= d:
         return ""
     fewest = f"at least {asked.count + spare} training rows and {asked.count} columns"
@@ -192,6 +195,8 @@ def _pca(k: int, X: Rows) -> dict[str, NDArray[Any]]:
     largest = np.take_along_axis(components, np.abs(components).argmax(axis=1, keepdims=True), axis=1)
     components = np.where(largest < 0, -components, components)  # as a decomposition leaves the signs open
     shares = sums / (total or 1.0)
+    nothing = shares < _NOTHING
+    components[nothing], shares[nothing] = 0, 0
     return {"mean": mean, "components": components.astype(np.float32), "explained_variance_ratio": shares}
 
 

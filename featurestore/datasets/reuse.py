@@ -30,9 +30,9 @@ def check_input(choices: Choices, selected: Selected, other: Dataset) -> None:
 
 
 def fitted_on(metadata: Mapping[str, Any]) -> set[tuple[str, int]]:
-    """Return the sentences of the training rows, or of all without a split: store, if there are several, and index."""
+    """Return the sentences of the training rows, or of all without a split: name of the store and sentence_index."""
     indices = np.asarray(metadata["sentence_indices"])
-    stores = np.asarray(metadata.get("row_store", np.full(len(indices), "")))
+    stores = np.asarray(metadata.get("row_store", np.full(len(indices), str(metadata["store"]))))
     rows = np.asarray(metadata.get("split", np.full(len(indices), "train"))) == "train"
     return set(zip(stores[rows].tolist(), indices[rows].tolist(), strict=True))
 

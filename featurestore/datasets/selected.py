@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -176,8 +177,17 @@ def controlled(selected: Selected, control: str | None, seed: int, ds: xr.Datase
 
 def _made(make: Callable[..., Array], width: int, given: Sequence[Array]) -> da.Array:
     """Make columns, (k, width) float32, of what is known of each row. Lazy."""
-    parts = [(da.from_array(values, chunks=_ROWS), (0,)) for values in given]
+    parts = [(da.from_array(values, chunks=_ROWS, name=_name(values)), (0,)) for values in given]
     return by_chunk(make, (0, 1), *parts, new_axes={1: width}, dtype=np.float32)
+
+
+def _name(values: Array) -> str:
+    """Identify values by their digest, as dask's own of texts joins them, so that others may have the same."""
+    digest = hashlib.sha256(values.tobytes() if values.dtype != object else b"")
+    for text in values if values.dtype == object else ():
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8) + content)
+    return f"given-{values.dtype.str}-{digest.hexdigest()}"
 
 
 def _random_columns(seed: int, width: int, sentences: Array, tokens: Array | None = None) -> Array:

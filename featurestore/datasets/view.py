@@ -93,9 +93,9 @@ class StoreView:
                 coord.data.flags.writeable = False  # all strategies see the same
         self.sentences = self.ds["sentence"].values
         if len(self.sentences) == 0:
-            raise SelectionError(f"{store}: holds no sentences yet; ingest some first")
+            raise SelectionError(f"{self.path}: holds no sentences yet; ingest some first")
         self.digests = self.ds["source_digest"].values
-        self.digest = self._digest()
+        self.digest = self.digest_of(np.arange(len(self.sentences)))
         self._aligned: dict[str, Aligned] = {}
         self._selected: dict[str, Selected] = {}
         self._warned: set[str] = set()
@@ -108,12 +108,12 @@ class StoreView:
         """Name of the store, or of all."""
         return "+".join(self.names)
 
-    def _digest(self) -> str:
+    def named(self, sentences: Array) -> list[tuple[str, int]]:
+        """Return the name of the store and the sentence_index of each of some sentences."""
         if len(self.names) == 1:
-            return sentences_digest(self.sentences, self.digests)
-        indices, stores = self.ds["sentence_index"].values, self.ds["store"].values
-        of_each = {name: sentences_digest(indices[stores == name], self.digests[stores == name]) for name in self.names}
-        return stores_digest(of_each)
+            return [(self.name, index) for index in sentences.tolist()]
+        about = self.about(sentences, "index", "store")
+        return list(zip(about["store"].tolist(), about["index"].tolist(), strict=True))
 
     def about(self, sentences: Array, name: str, stores: str) -> dict[str, Array]:
         """Say which sentences these are, as metadata: by their sentence_index, and of several stores by their store."""
@@ -242,11 +242,10 @@ class StoreView:
             self._warn_of_test_rows(plan, plan.stats_from)
 
     def _warn_of_test_rows(self, plan: Plan, other: Dataset) -> None:
-        divided = self.split(plan)
-        if divided is None or str(other.metadata["store_digest"]) != self.digest:
+        if (divided := self.split(plan)) is None:
             return
-        test = self.sentences[~divided.train]
-        n = len(fitted_on(other.metadata) & fitted_on(self.about(test, "sentence_indices", "row_store")))
+        test = self.sentences[~divided.train & ~divided.out]
+        n = len(fitted_on(other.metadata) & {*self.named(test)})
         found = f"its statistics include {n} of the {len(test)} test sentences"
         if n and found not in self._warned:
             self._warned.add(found)
@@ -321,15 +320,26 @@ class StoreView:
         return labels.digest if labels else ""
 
     def digest_of(self, positions: Array) -> str:
-        """Identify the content of the sentences that stand there in the store, in any order."""
-        if len(positions) == len(self.sentences):
-            return self.digest
-        return sentences_digest(self.sentences[positions], self.digests[positions])
+        """Identify the content of the sentences that stand there in the store, in any order; of several, by store."""
+        if len(self.names) == 1:
+            return sentences_digest(self.sentences[positions], self.digests[positions])
+        indices, stores = (self.ds[name].values[positions] for name in ("sentence_index", "store"))
+        digests = self.digests[positions]
+        of_each = {
+            name: sentences_digest(indices[stores == name], digests[stores == name])
+            for name in self.names
+            if (stores == name).any()
+        }
+        return stores_digest(of_each) if len(of_each) > 1 else next(iter(of_each.values()))
 
-    def shape(self, plan: Plan) -> tuple[int, int]:
+    def shape(self, plan: Plan) -> tuple[int, ...]:
         """Return the shape of X before any sentence is dropped, without reading it."""
         selected = self.select(plan)
-        return len(selected.positions), plan.choices.width(selected.width)
+        width = plan.choices.width(selected.width)
+        if not plan.strategy.sequences:
+            return len(selected.positions), width
+        lengths = np.unique(selected.positions, return_counts=True)[1]
+        return len(lengths), int(lengths.max(initial=0)), width
 
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
         """Return the blocks that are read or made for X of some plans, by name, what they share once."""

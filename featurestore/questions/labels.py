@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Labels of sentences, from a file.
+    """Labels of sentences in place of those of the store: from a file, or which store they are of.
 
     Attributes
     ----------

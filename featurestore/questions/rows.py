@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ParameterError, SelectionError, brief, shortened, spelled
-from featurestore.ranges import format_numbers, numbers
+from featurestore.ranges import format_numbers, number_tuple, parse_numbers
 from featurestore.store.layout import SENTENCE_COORDS
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def _condition(name: object, value: object) -> Condition:
         case "string":
             return Condition(name, _texts(option, value))
         case _:
-            return Condition(name, tuple(sorted(numbers(option, value))))
+            found = parse_numbers(option, value, wide=True) if isinstance(value, str) else number_tuple(option, value)
+            return Condition(name, tuple(sorted(found)))
 
 
 def _truths(option: str, value: object) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +46,14 @@ class Job:
     store: str
     plan: Plan
     output: Path
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     state: str
     problem: str = ""
 
     @property
     def n_bytes(self) -> int:
         """Size of X in its file."""
-        return 4 * self.shape[0] * self.shape[1]
+        return 4 * math.prod(self.shape)
 
 
 def jobs_of(study: Recipe, view: StoreView, journal: Journal, *, force: bool) -> Iterator[Job]:
@@ -88,6 +90,9 @@ def check_outputs(jobs: Sequence[Job]) -> None:
             raise DatasetError(f"{there}: expected a folder for datasets, found a file; choose another output")
     for job in jobs:
         check_output(job.output)
+    if twice := [shown(path) for path, n in Counter(job.output for job in jobs).items() if n > 1]:
+        found = f"several datasets would have the name {twice[0]}"
+        raise DatasetError(f"{found}, as texts in their options differ in signs alone; name columns otherwise")
     if others := [shown(job.output) for job in jobs if job.state == "other"]:
         found = f"{len(others)} outputs exist with other content"
         raise DatasetError(

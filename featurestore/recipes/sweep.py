@@ -158,7 +158,9 @@ def _opened(
                 "is not ingested yet, or not wholly, and so cannot be one of several stores; ingest it first"
             )
         pooled.append(store)
-    return [*views.values(), *([StoreView(pooled)] if pooled else [])]
+    if pooled and (pool := StoreView(pooled)).name in views:
+        raise study.pool[0].error(f"a store has the name {pool.name} of the pool; rename it")
+    return [*views.values(), *([pool] if pooled else [])]
 
 
 def _probed(view: StoreView, jobs: Sequence[Job]) -> list[tuple[Job, Probed | None]]:

@@ -155,7 +155,7 @@ def _components(sets: list[Ids], similarity: float) -> NDArray[np.int64]:
     return links.components.of
 
 
-class Components:
+class DisjointSets:
     """Connected components of n things, joined one pair after another.
 
     Attributes
@@ -185,7 +185,7 @@ class _Links:
         odd = (np.packbits(np.bincount(ngrams % _BITS, minlength=_BITS) & 1) for ngrams in sets)
         self._signatures = np.stack(list(odd)).view(np.uint64)
         self._marked = np.zeros(max(int(ngrams[-1]) for ngrams in sets) + 1, np.bool_)
-        self.components = Components(len(sets))
+        self.components = DisjointSets(len(sets))
 
     def link(self, i: int, candidates: NDArray[np.int64]) -> None:
         """Connect set i with the similar ones among the candidates, the first of which is the likeliest."""

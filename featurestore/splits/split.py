@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import ParameterError, SelectionError, spelled
-from featurestore.splits.duplicates import Components, group_near_duplicates, is_invisible
+from featurestore.splits.duplicates import DisjointSets, group_near_duplicates, is_invisible
 from featurestore.splits.groups import group_names
 from featurestore.splits.options import SplitOptions
 from featurestore.splits.stratify import assign, assign_two
@@ -200,7 +200,7 @@ def _divide(
 
 def _connected(near: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """Join two groupings, each given, as the result, by the smallest position in a group."""
-    components = Components(len(near))
+    components = DisjointSets(len(near))
     for grouping in (near, groups):
         for position in np.flatnonzero(grouping != np.arange(len(near))).tolist():
             components.join(position, int(grouping[position]))
