@@ -68,7 +68,7 @@ def sweep(done: Sweep, dry_run: bool) -> str:
     lines = [f"{store}: {report}" for store, report in done.splits.items()]
     if dry_run:
         rows = [
-            (str(job.output), job.state, "{} x {}".format(*job.shape), f"{job.n_bytes / 1e6:,.1f} MB")
+            (str(job.output), job.state, " x ".join(map(str, job.shape)), f"{job.n_bytes / 1e6:,.1f} MB")
             for job in done.datasets
         ]
         lines += table([("dataset", "state", "X", "size"), *rows])

@@ -91,7 +91,9 @@ class Contents:
             if name == "X":
                 self.shape = header.shape
                 self._sizes = dict(zip("ntd" if len(self.shape) > 2 else "nd", self.shape, strict=False))
-            elif self._reduced and name != "y" and "r" not in self._sizes:  # all have as many as the first of them
+            elif (
+                self._reduced and name.startswith("reduce_") and "r" not in self._sizes
+            ):  # all have as many as the first of them
                 self._sizes |= zip("r", header.shape[-1:], strict=False)
             self._check_form(name, header)
             if 0 in header.shape:
@@ -109,6 +111,15 @@ class Contents:
         if name in ("X", "reduce_components"):
             return self._exactly(name, array, np.float32)
         return self._exactly(name, array, np.float64) if name.startswith(("norm_", "reduce_")) else array
+
+    def mask(self, X: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Read where sequences X have a token; None where it is of rows."""
+        if X.ndim == 2:
+            return None
+        mask = self.read("mask")
+        if X[~mask].any():
+            raise self._error("X", "has values other than 0 where mask says that there is padding")
+        return mask
 
     def metadata(self) -> dict[str, NDArray[Any]]:
         """Read all metadata."""
@@ -154,7 +165,8 @@ class Contents:
     def _needed(self) -> list[str]:
         """Name the arrays that have to be there."""
         reduced = [f"reduce_{name}" for name in REDUCED[self._reduced]] if self._reduced else []
-        needed = ["X", "y", *reduced, *(f"norm_{name}" for name in PARAMETERS[self.method])]
+        masks = ["mask"] if "X" in self._archive and len(self._archive.header("X").shape) == 3 else []
+        needed = ["X", "y", *masks, *reduced, *(f"norm_{name}" for name in PARAMETERS[self.method])]
         if missing := [name for name in needed if name not in self._archive]:
             found = f"is no dataset of featurestore: missing {', '.join(missing)}"
             raise NpzError(f"{shown(self._archive.path)}: {found}; {_REMEDY}")
@@ -184,6 +196,8 @@ class Contents:
             return "has NaN or infinite values, which no dataset may hold"
         if kind == _DIGEST and not re.fullmatch("[0-9a-f]{64}", str(array)):
             return f"must be {_DIGEST}, found something else"
+        if name == "mask" and not (array[:, -1].all() and (array[:, :-1] <= array[:, 1:]).all()):
+            return "must be true at the last token, and false in front of the first, found something else"
         if name == "meta_split" and not np.isin(array, ["train", "test"]).all():
             return "must be train or test throughout, found something else"
         if name in _SIZES and np.ravel(array).tolist() != [*(sizes := self.shape[_SIZES[name]])]:

@@ -51,6 +51,8 @@ def other_input(plan: Plan, selected: Selected, other: Mapping[str, Any]) -> str
         this, that = (np.asarray(of.get(name, "none")) for of in (ours, theirs))
         if name == "control" and {str(this), str(that)} <= {"none", "shuffled-labels"}:
             continue  # which have the same X
+        if name == "input_dims":
+            that = np.ravel(that)[-1]  # sequences may be of another length
         if name == "input_features" and selected.densest is not None:
             this = this[np.isin(this, that)]  # the ones that it has statistics of
         if not np.array_equal(that, this):

@@ -49,8 +49,11 @@ def problem(probed: Probed, min_active: int) -> str:
     """
     if found := obstacle(probed):
         return found
-    y, kept = probed.selected.aligned.y, probed.kept
-    rows = "sentences" if probed.selected.tokens is None else "tokens"
+    y, kept, rows = probed.selected.aligned.y, probed.kept, "sentences"
+    if probed.plan.strategy.sequences:  # of whose tokens all have the same y
+        kept = kept & _firsts(probed.selected.sentences)
+    elif probed.selected.tokens is not None:
+        rows = "tokens"
     if y.name == "label" and y.ndim == 1:
         return _unfit_labels(probed, kept, rows)
     if empty := _empty_parts(probed, kept):
@@ -61,6 +64,11 @@ def problem(probed: Probed, min_active: int) -> str:
         _inactive(column, min_active, rows) if y.name == ACTIVATIONS else _constant(column, rows) for column in columns
     )
     return "; ".join(f"{_name(y, i)} is {fault}" for i, fault in enumerate(faults) if fault)
+
+
+def _firsts(sentences: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which rows are the first of their sentence, (k,) bool."""
+    return np.isin(np.arange(len(sentences)), np.unique(sentences, return_index=True)[1])
 
 
 def _asked(probed: Probed) -> str:

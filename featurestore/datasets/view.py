@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,13 @@ def _opened(stores: Sequence[Location]) -> xr.Dataset:
     if len(stores) == 1:
         return open_store(stores[0], chunks={})
     return pooled([Snapshot.read(store) for store in stores], chunks={})
+
+
+def _named(about: Mapping[str, Array], rows: Array | slice = slice(None)) -> set[tuple[int, str]]:
+    """Return which sentences some rows are of, by their sentence_index, and of several stores by their store."""
+    indices = about["sentence_indices"][rows]
+    stores = about["row_store"][rows] if "row_store" in about else np.full(len(indices), "")
+    return {*zip(indices.tolist(), stores.tolist(), strict=True)}
 
 
 class StoreView:
@@ -254,11 +261,12 @@ class StoreView:
         divided = self.split(plan)
         if divided is None or other.metadata["store_digest"] != self.digest:
             return
-        theirs = other.metadata["sentence_indices"]
-        theirs = theirs[other.metadata.get("split", np.full(len(theirs), "train")) == "train"]
-        test = self.sentences[~divided.train]
-        found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
-        if np.isin(test, theirs).any() and found not in self._warned:
+        theirs = _named(
+            other.metadata, other.metadata["split"] == "train" if "split" in other.metadata else slice(None)
+        )
+        test = _named(self.about(self.sentences[~divided.train], "sentence_indices", "row_store"))
+        found = f"its statistics include {len(test & theirs)} of the {len(test)} test sentences"
+        if test & theirs and found not in self._warned:
             self._warned.add(found)
             logger.warning("%s: %s", spelled("stats_from"), found)
 
@@ -366,10 +374,14 @@ class StoreView:
             return self.digest
         return sentences_digest(self.sentences[positions], self.digests[positions])
 
-    def shape(self, plan: Plan) -> tuple[int, int]:
+    def shape(self, plan: Plan) -> tuple[int, ...]:
         """Return the shape of X before any sentence is dropped, without reading it."""
         selected = self.select(plan)
-        return len(selected.positions), plan.choices.width(selected.width)
+        width = plan.choices.width(selected.width)
+        if not plan.strategy.sequences:
+            return len(selected.positions), width
+        lengths = np.unique(selected.positions, return_counts=True)[1]
+        return len(lengths), int(lengths.max(initial=0)), width
 
     def blocks(self, plans: Iterable[Plan]) -> dict[str, da.Array]:
         """Return the blocks that are read or made for X of some plans, by name, what they share once."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import ParameterError, SelectionError, brief, shortened, spelled
+from featurestore.errors import ParameterError, SelectionError, brief, shortened, some, spelled
 from featurestore.ranges import format_numbers, numbers
 from featurestore.store.layout import SENTENCE_COORDS
 
@@ -178,6 +178,23 @@ def where_json(conditions: Iterable[Condition]) -> list[str]:
     Alternative texts are written as in ``source in ["a.npz", "b.npz"]``.
     """
     return [str(condition) for condition in conditions]
+
+
+def told(ds: xr.Dataset, sentences: NDArray[np.int64]) -> str:
+    """Say which sentences these are, in messages: a few by their sentence_index, and of several stores by their store.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        The store, or several.
+    sentences : ndarray, (m,) int64
+        Some of its `sentence`.
+    """
+    if "store" not in ds.coords:
+        return f"sentence_index {some(sentences)}"
+    stores = ds["store"].sel(sentence=sentences)
+    named = zip(stores["sentence_index"].values, stores.values, strict=True)
+    return f"sentence_index {some(f'{index} of {store}' for index, store in named)}"
 
 
 def store_of(ds: xr.Dataset) -> tuple[str, NDArray[np.int64]]:

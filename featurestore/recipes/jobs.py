@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +45,14 @@ class Job:
     store: str
     plan: Plan
     output: Path
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     state: str
     problem: str = ""
 
     @property
     def n_bytes(self) -> int:
         """Size of X in its file."""
-        return 4 * self.shape[0] * self.shape[1]
+        return 4 * math.prod(self.shape)
 
 
 def jobs_of(study: Recipe, view: StoreView, journal: Journal, *, force: bool) -> Iterator[Job]:

@@ -490,7 +490,7 @@ def test_a_dry_run_of_what_is_only_scanned(folder: Path) -> None:
         split={"test_size": 0.25},
     )  # fmt: skip
 
-    def dry() -> list[tuple[str, tuple[int, int]]]:
+    def dry() -> list[tuple[str, tuple[int, ...]]]:
         done = featurestore.sweep(recipe, dry_run=True)
         return [(job.output.name, job.shape) for job in done.datasets]
 
