@@ -158,7 +158,10 @@ def _opened(
                 "is not ingested yet, or not wholly, and so cannot be one of several stores; ingest it first"
             )
         pooled.append(store)
-    return [*views.values(), *([StoreView(pooled)] if pooled else [])]
+    if not pooled:
+        return [*views.values()]
+    with replace(study.pool[0], where=study.pool[0].where.removesuffix("[0]")).located():
+        return [*views.values(), StoreView(pooled)]
 
 
 def _probed(view: StoreView, jobs: Sequence[Job]) -> list[tuple[Job, Probed | None]]:
