@@ -71,7 +71,7 @@ def questions(draw: st.DrawFn) -> tuple[list[str], str, Options]:
     return draw(st.sampled_from(ORDERS)), strategy, options | draw(st.sampled_from(SPLITS)) | {"drop_short": True}
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=45, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(question=questions())
 def test_any_combination(pools: Pools, question: tuple[list[str], str, Options]) -> None:
     order, strategy, options = question
