@@ -27,7 +27,7 @@ _REASONS = ("dropped", "left_out", "short", "near_duplicate")
 """Why sentences are no rows."""
 
 _FORMS: dict[str, tuple[str, list[str]]] = {
-    "X": (_NUMBERS, ["nd", "ntd"]),
+    "X": (_NUMBERS, ["nd", "ntd"]),  # with a mask
     "mask": (_TRUTH, ["nt"]),
     "y": (_NUMBERS, ["n", "nk"]),
     **{f"norm_{name}": (_NUMBERS, ["r"]) for names in PARAMETERS.values() for name in names},
@@ -91,9 +91,7 @@ class Contents:
             if name == "X":
                 self.shape = header.shape
                 self._sizes = dict(zip("ntd" if len(self.shape) > 2 else "nd", self.shape, strict=False))
-            elif (
-                self._reduced and name.startswith("reduce_") and "r" not in self._sizes
-            ):  # all have as many as the first of them
+            elif name.startswith("reduce_") and "r" not in self._sizes:  # all have as many as the first of them
                 self._sizes |= zip("r", header.shape[-1:], strict=False)
             self._check_form(name, header)
             if 0 in header.shape:
@@ -165,8 +163,7 @@ class Contents:
     def _needed(self) -> list[str]:
         """Name the arrays that have to be there."""
         reduced = [f"reduce_{name}" for name in REDUCED[self._reduced]] if self._reduced else []
-        masks = ["mask"] if "X" in self._archive and len(self._archive.header("X").shape) == 3 else []
-        needed = ["X", "y", *masks, *reduced, *(f"norm_{name}" for name in PARAMETERS[self.method])]
+        needed = ["X", "y", *reduced, *(f"norm_{name}" for name in PARAMETERS[self.method])]
         if missing := [name for name in needed if name not in self._archive]:
             found = f"is no dataset of featurestore: missing {', '.join(missing)}"
             raise NpzError(f"{shown(self._archive.path)}: {found}; {_REMEDY}")
@@ -178,6 +175,8 @@ class Contents:
             return
         if found.dtype.kind not in _KINDS[kind] or (kind == _INTEGERS and not np.can_cast(found.dtype, np.int64)):
             raise self._error(name, f"must hold {kind}, found {found.dtype}")
+        if name == "X":
+            shapes = ["ntd"] if "mask" in self else ["nd"]
         if not self._reduced:
             shapes = [shape.replace("r", "d") for shape in shapes]
         if not any(
@@ -186,7 +185,7 @@ class Contents:
             for shape in shapes
         ):
             expected = " or ".join(f"({', '.join(shape)}{',' * (len(shape) == 1)})" for shape in shapes)
-            expected += "" if name == "X" else f", where X is {self.shape}"
+            expected += f", where X is {self.shape}" if name != "X" else ", as there is a mask" * ("mask" in self)
             raise self._error(name, f"has shape {found.shape}, expected {expected}")
 
     def _fault(self, name: str, array: NDArray[Any]) -> str:

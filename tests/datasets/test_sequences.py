@@ -230,7 +230,7 @@ def long_ones(mask: Array) -> Array:
 
 
 TAMPERED: dict[str, tuple[Change, str]] = {
-    "no mask": (lambda arrays: arrays.pop("mask"), "missing mask"),
+    "no mask": (lambda arrays: arrays.pop("mask"), "'X' has shape (28, 7, 6), expected (n, d)"),
     "a shorter mask": (lambda arrays: arrays.update(mask=arrays["mask"][:, 1:]), "'mask' has shape"),
     "a mask of other rows": (lambda arrays: arrays.update(mask=arrays["mask"][1:]), "'mask' has shape"),
     "a mask of numbers": (lambda arrays: arrays.update(mask=arrays["mask"].astype(int)), "'mask' must hold true"),
@@ -240,7 +240,10 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     ),
     "no final token": (tampered("mask", (3, -1), False), "'mask' must be true at the last token"),
     "values in the padding": (tampered("X", (0, 0), 1.0), "'X' has values other than 0 where mask says"),
-    "a flat X": (lambda arrays: arrays.update(X=arrays["X"][:, -1]), "'meta_input_dims' is [7 6], but X has 6"),
+    "a flat X": (
+        lambda arrays: arrays.update(X=arrays["X"][:, -1]),
+        "'X' has shape (28, 6), expected (n, t, d), as there is a mask",
+    ),
     "other dims": (lambda arrays: arrays.update(meta_input_dims=np.array([9, 6])), "is [9 6], but X has 7 x 6"),
     "y of tokens": (lambda arrays: arrays.update(y=np.repeat(arrays["y"], 2)), "'y' has shape"),
     "NaN": (tampered("X", (0, -1), np.nan), "'X' has NaN"),
@@ -267,14 +270,6 @@ def test_files_that_are_no_such_dataset(file: Path, tmp_path: Path, what: str) -
     assert message in str(caught.value)
     assert str(tmp_path / "t.npz") in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_mask_without_sequences(study: Study, tmp_path: Path) -> None:
-    """An array that no dataset of rows has is left alone, as any other."""
-    featurestore.build(study.store, "hidden-to-concept", layer=1, output=tmp_path / "d.npz")
-    with np.load(tmp_path / "d.npz") as arrays:
-        np.savez(tmp_path / "t.npz", **arrays, other=np.arange(3))
-    assert featurestore.load_dataset(tmp_path / "t.npz").mask is None
 
 
 # ---- sweeps, listings, the command line, strategies of one's own
