@@ -228,6 +228,9 @@ def store_of(ds: xr.Dataset) -> tuple[str, NDArray[np.int64]]:
         found = f"an array, {brief(ds.name)}" if isinstance(ds, xr.DataArray) else brief(ds)
         raise ParameterError(f"store: expected a dataset as of open_store, found {found}; {remedy}")
     source = ds.encoding.get("source")
+    if "store" in ds.coords:
+        part = f"{spelled('where')} of store and sentence_index for a part of them"
+        raise ParameterError(f"store: the dataset is of several stores; pass a list of their paths, and {part}")
     if not isinstance(source, str):
         raise ParameterError(f"store: the dataset does not say which store it is of, as after where or map; {remedy}")
     if "sentence" not in ds.coords or ds["sentence"].dtype.kind not in "iu":
