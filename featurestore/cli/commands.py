@@ -91,11 +91,10 @@ def build(
             source if len(source) > 1 else source[0], strategy, given, output=output, overwrite=overwrite, wait=wait,
             storage_options=storage_options, progress=progress,
         )  # fmt: skip
-    sizes, reduced = (
-        " x ".join(map(str, dataset.data.shape)),
-        f", {dataset.reduction.asked}" if dataset.reduction else "",
-    )
-    say(f"{path}: X {sizes}, y {dataset.y.dtype}, {dataset.normalization.method}{reduced}")
+    sizes, steps = " x ".join(map(str, dataset.data.shape)), [dataset.normalization.method]
+    if dataset.reduction:
+        steps.append(str(dataset.reduction.asked))
+    say(f"{path}: X {sizes}, y {dataset.y.dtype}, {', '.join(steps)}")
 
 
 @main.command()

@@ -15,8 +15,9 @@ from featurestore.datasets.described import about_X, about_y
 from featurestore.datasets.normalize import Normalization, Statistics
 from featurestore.datasets.raw import Loaded
 from featurestore.datasets.reduce import Reduction, reduced
-from featurestore.errors import NonFiniteError, SelectionError, some, spelled
+from featurestore.errors import NonFiniteError, SelectionError, spelled
 from featurestore.questions.controls import shuffled
+from featurestore.questions.rows import told
 from featurestore.schema import DATASET_VERSION, __version__
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _kept(loaded: Loaded) -> tuple[Array, Array]:
     if len(bad) == 0:
         return selected.order, bad
     what = "NaN or infinite values, or some beyond float32 or int64"
-    found = f"{len(bad)} of {len(np.unique(selected.sentences))} sentences have {what} (sentence_index {some(bad)})"
+    found = f"{len(bad)} of {len(np.unique(selected.sentences))} sentences have {what} ({told(loaded.view.ds, bad)})"
     if not loaded.plan.drop_nonfinite:
         raise NonFiniteError(
             f"{found}, which no dataset may hold; leave them out with {spelled('drop_nonfinite', True)}"

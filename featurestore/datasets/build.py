@@ -282,9 +282,7 @@ def build_plan(
     (loaded,) = read(probed, output and output.parent)
     dataset, n_constant = assemble(loaded)
     if divided := view.split(plan):
-        kept = np.zeros(len(view.sentences), bool)
-        kept[loaded.selected.positions[loaded.kept]] = True
-        logger.info("%s", divided.report_of(kept))
+        logger.info("%s", divided.report_of(np.isin(view.sentences, loaded.selected.sentences[loaded.kept])))
     if n_constant:
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.normalization.width)
     if fault := preflight.problem(loaded, MIN_ACTIVE):

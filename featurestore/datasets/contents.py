@@ -27,7 +27,7 @@ _REASONS = ("dropped", "left_out", "short", "near_duplicate")
 """Why sentences are no rows."""
 
 _FORMS: dict[str, tuple[str, list[str]]] = {
-    "X": (_NUMBERS, ["nd", "ntd"]),
+    "X": (_NUMBERS, ["nd", "ntd"]),  # with a mask
     "mask": (_TRUTH, ["nt"]),
     "y": (_NUMBERS, ["n", "nk"]),
     **{f"norm_{name}": (_NUMBERS, ["r"]) for names in PARAMETERS.values() for name in names},
@@ -91,7 +91,7 @@ class Contents:
             if name == "X":
                 self.shape = header.shape
                 self._sizes = dict(zip("ntd" if len(self.shape) > 2 else "nd", self.shape, strict=False))
-            elif self._reduced and name != "y" and "r" not in self._sizes:  # all have as many as the first of them
+            elif name.startswith("reduce_") and "r" not in self._sizes:  # all have as many as the first of them
                 self._sizes |= zip("r", header.shape[-1:], strict=False)
             self._check_form(name, header)
             if 0 in header.shape:
@@ -109,6 +109,15 @@ class Contents:
         if name in ("X", "reduce_components"):
             return self._exactly(name, array, np.float32)
         return self._exactly(name, array, np.float64) if name.startswith(("norm_", "reduce_")) else array
+
+    def mask(self, X: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Read where sequences X have a token; None where it is of rows."""
+        if X.ndim == 2:
+            return None
+        mask = self.read("mask")
+        if X[~mask].any():
+            raise self._error("X", "has values other than 0 where mask says that there is padding")
+        return mask
 
     def metadata(self) -> dict[str, NDArray[Any]]:
         """Read all metadata."""
@@ -166,6 +175,8 @@ class Contents:
             return
         if found.dtype.kind not in _KINDS[kind] or (kind == _INTEGERS and not np.can_cast(found.dtype, np.int64)):
             raise self._error(name, f"must hold {kind}, found {found.dtype}")
+        if name == "X":
+            shapes = ["ntd"] if "mask" in self else ["nd"]
         if not self._reduced:
             shapes = [shape.replace("r", "d") for shape in shapes]
         if not any(
@@ -174,7 +185,7 @@ class Contents:
             for shape in shapes
         ):
             expected = " or ".join(f"({', '.join(shape)}{',' * (len(shape) == 1)})" for shape in shapes)
-            expected += "" if name == "X" else f", where X is {self.shape}"
+            expected += f", where X is {self.shape}" if name != "X" else ", as there is a mask" * ("mask" in self)
             raise self._error(name, f"has shape {found.shape}, expected {expected}")
 
     def _fault(self, name: str, array: NDArray[Any]) -> str:
@@ -184,6 +195,8 @@ class Contents:
             return "has NaN or infinite values, which no dataset may hold"
         if kind == _DIGEST and not re.fullmatch("[0-9a-f]{64}", str(array)):
             return f"must be {_DIGEST}, found something else"
+        if name == "mask" and not (array[:, -1].all() and (array[:, :-1] <= array[:, 1:]).all()):
+            return "must be true at the last token, and false in front of the first, found something else"
         if name == "meta_split" and not np.isin(array, ["train", "test"]).all():
             return "must be train or test throughout, found something else"
         if name in _SIZES and np.ravel(array).tolist() != [*(sizes := self.shape[_SIZES[name]])]:

@@ -261,13 +261,14 @@ def load_dataset(path: PathLike) -> Dataset:
     """
     with Archive(as_path(path)) as archive:
         contents = Contents(archive)
+        X = contents.read("X")
         return Dataset(
-            contents.read("X"),
+            X,
             contents.read("y"),
             contents.metadata(),
             contents.normalization(),
             contents.reduction(),
-            contents.read("mask") if "mask" in contents else None,
+            contents.mask(X),
         )
 
 

@@ -52,8 +52,8 @@ def problem(probed: Probed, min_active: int) -> str:
     y, kept, rows = probed.selected.aligned.y, probed.kept, "sentences"
     if probed.selected.own_outcome:
         rows = "tokens"
-    elif probed.selected.tokens is not None:  # which repeat what is one of a sentence
-        kept = kept & _first_of_sentences(probed.selected.positions)
+    elif probed.selected.tokens is not None:  # all of a sentence have the same y
+        kept = kept & _firsts(probed.selected.sentences)
     if y.name == "label" and y.ndim == 1:
         return _unfit_labels(probed, kept, rows)
     if empty := _empty_parts(probed, kept):
@@ -64,6 +64,11 @@ def problem(probed: Probed, min_active: int) -> str:
         _inactive(column, min_active, rows) if y.name == ACTIVATIONS else _constant(column, rows) for column in columns
     )
     return "; ".join(f"{_name(y, i)} is {fault}" for i, fault in enumerate(faults) if fault)
+
+
+def _firsts(sentences: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which rows are the first of their sentence, (k,) bool."""
+    return np.isin(np.arange(len(sentences)), np.unique(sentences, return_index=True)[1])
 
 
 def _asked(probed: Probed) -> str:
@@ -86,12 +91,6 @@ def _parts(divided: Split, sides: NDArray[Any]) -> str:
     if divided.fold is None:
         return " and ".join("the test part" if side < 0 else "the training part" for side in sides.tolist())
     return ", ".join("the test part" if side < 0 else f"fold {side}" for side in sides.tolist())
-
-
-def _first_of_sentences(positions: NDArray[np.intp]) -> NDArray[np.bool_]:
-    first = np.zeros(len(positions), bool)
-    first[np.unique(positions, return_index=True)[1]] = True
-    return first
 
 
 def _unfit_labels(probed: Probed, kept: NDArray[np.bool_], rows: str) -> str:

@@ -15,10 +15,11 @@ import numpy as np
 
 from featurestore.datasets import workers
 from featurestore.datasets.alignment import Aligned, representable
-from featurestore.errors import ParameterError, SelectionError, StrategyError, some, spelled
+from featurestore.errors import ParameterError, SelectionError, StrategyError, spelled
 from featurestore.questions import controls
 from featurestore.questions.combine import check_combinable, combined
 from featurestore.questions.lazy import by_chunk
+from featurestore.questions.rows import told
 from featurestore.questions.tokens import ALL, Tokens, arranged, counted, each_token, of_rows, repeated
 
 if TYPE_CHECKING:
@@ -201,17 +202,12 @@ def _tokens(aligned: Aligned, choices: Choices, across: Tokens, ds: xr.Dataset, 
     counts = counted(ds, special=choices.special)[aligned.positions]
     few = kept & (counts.sum(axis=1) < needed)
     if few.any() and not choices.drop_short:
-        asked = " and ".join(
-            spelled(name, str(one))
-            for name, one in (("tokens", across), ("target_tokens", choices.target_tokens))
-            if one.needed == needed
-        )
-        found = (
-            f"{few.sum()} of {kept.sum()} sentences have fewer (sentence_index {some(np.sort(aligned.sentences[few]))})"
-        )
-        raise SelectionError(
-            f"{asked}: expected {needed} tokens or more, {found}; leave them out: {spelled('drop_short', True)}"
-        )
+        named = {"tokens": choices.tokens, "target_tokens": choices.target_tokens}
+        asked = " and ".join(spelled(name, str(one)) for name, one in named.items() if one.needed == needed)
+        of_each = told(ds, np.sort(aligned.sentences[few]))
+        found = f"{few.sum()} of {kept.sum()} sentences have fewer ({of_each})"
+        remedy = f"leave them out: {spelled('drop_short', True)}"
+        raise SelectionError(f"{asked or 'sequences'}: expected {needed} tokens or more, {found}; {remedy}")
     return counts, few
 
 

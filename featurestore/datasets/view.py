@@ -139,7 +139,10 @@ class StoreView:
             aligned, choices = self._align(plan), plan.choices
             with lacking(self.path):
                 population, sequences = self.population(plan), plan.strategy.sequences
-                selected = select(aligned, choices, self.ds, population, sequences=sequences)
+                try:
+                    selected = select(aligned, choices, self.ds, population, sequences=sequences)
+                except StrategyError as error:
+                    raise StrategyError(f"{plan.strategy.name}: {error}") from None
                 self._selected[plan.selection] = controlled(selected, choices.control, plan.seed, self.ds)
         return self._selected[plan.selection]
 

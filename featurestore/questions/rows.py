@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import ParameterError, SelectionError, brief, shortened, spelled
+from featurestore.errors import ParameterError, SelectionError, brief, shortened, some, spelled
 from featurestore.ranges import format_numbers, number_tuple, parse_numbers
 from featurestore.store.layout import SENTENCE_COORDS
 
@@ -181,6 +181,23 @@ def where_json(conditions: Iterable[Condition]) -> list[str]:
     return [str(condition) for condition in conditions]
 
 
+def told(ds: xr.Dataset, sentences: NDArray[np.int64]) -> str:
+    """Say which sentences these are, in messages: a few by their sentence_index, and of several stores by their store.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        The store, or several.
+    sentences : ndarray, (m,) int64
+        Some of its `sentence`.
+    """
+    if "store" not in ds.coords:
+        return f"sentence_index {some(sentences)}"
+    stores = ds["store"].sel(sentence=sentences)
+    named = zip(stores["sentence_index"].values, stores.values, strict=True)
+    return f"sentence_index {some(f'{index} of {store}' for index, store in named)}"
+
+
 def store_of(ds: xr.Dataset) -> tuple[str, NDArray[np.int64]]:
     """Tell which store a dataset of xarray was opened from, and which of its sentences it has; values are not read.
 
@@ -212,6 +229,9 @@ def store_of(ds: xr.Dataset) -> tuple[str, NDArray[np.int64]]:
         found = f"an array, {brief(ds.name)}" if isinstance(ds, xr.DataArray) else brief(ds)
         raise ParameterError(f"store: expected a dataset as of open_store, found {found}; {remedy}")
     source = ds.encoding.get("source")
+    if "store" in ds.coords:
+        part = f"{spelled('where')} of store and sentence_index for a part of them"
+        raise ParameterError(f"store: the dataset is of several stores; pass a list of their paths, and {part}")
     if not isinstance(source, str):
         raise ParameterError(f"store: the dataset does not say which store it is of, as after where or map; {remedy}")
     if "sentence" not in ds.coords or ds["sentence"].dtype.kind not in "iu":

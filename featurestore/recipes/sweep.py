@@ -158,9 +158,14 @@ def _opened(
                 "is not ingested yet, or not wholly, and so cannot be one of several stores; ingest it first"
             )
         pooled.append(store)
-    if pooled and (pool := StoreView(pooled)).name in views:
-        raise study.pool[0].error(f"a store has the name {pool.name} of the pool; rename it")
-    return [*views.values(), *([pool] if pooled else [])]
+    if not pooled:
+        return [*views.values()]
+    pool = replace(study.pool[0], where=study.pool[0].where.removesuffix("[0]"))
+    with pool.located():
+        view = StoreView(pooled)
+    if view.name in views:
+        raise pool.error(f"a store has the name {view.name}, too; rename it")
+    return [*views.values(), view]
 
 
 def _probed(view: StoreView, jobs: Sequence[Job]) -> list[tuple[Job, Probed | None]]:

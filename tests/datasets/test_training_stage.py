@@ -1,4 +1,4 @@
-"""The training stage (s5) can use a dataset: it loads it, infers the task, splits and trains."""
+"""The training stage (s5) can use a dataset: it loads it, infers the task, splits and trains; of sequences as rows."""
 
 from __future__ import annotations
 
@@ -48,3 +48,23 @@ def test_load_split_and_train(tmp_path: Path, strategy: str, parameters: dict[st
         assert model.score(X_test, y_test) > 0.4  # chance is 0.25
     elif strategy == "hidden-to-feature":  # the embedding of a final full stop is always the same
         assert model.score(X_train, y_train) > 0.5
+
+
+def test_sequences_say_what_they_are(tmp_path: Path) -> None:
+    """Models of rows refuse them by themselves, by their dims; the tokens that the mask names are rows again."""
+    featurestore.ingest(SAMPLE, tmp_path / "s.zarr")
+    options: dict[str, Any] = {"layer": 15, "normalize": "none"}
+    featurestore.build(tmp_path / "s.zarr", "hidden-sequence-to-concept", output=tmp_path / "d.npz", **options)
+    rows = featurestore.build(tmp_path / "s.zarr", "hidden-to-concept", **options)
+    with np.load(tmp_path / "d.npz") as data:
+        X, y, mask, dims = data["X"], data["y"], data["mask"], data["meta_input_dims"]
+    assert X.ndim == 3
+    assert dims.tolist() == list(X.shape[1:])
+    with pytest.raises(ValueError, match="3"):
+        LogisticRegression().fit(X, y)
+    final = X[:, -1]
+    np.testing.assert_array_equal(final, rows.X)
+    np.testing.assert_array_equal(y, rows.y)
+    means = X.sum(axis=1) / mask.sum(axis=1, keepdims=True)  # as padding is 0
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(means, y)
+    assert model.score(means, y) > 0.5

@@ -134,9 +134,32 @@ def test_the_same_bytes_whatever_is_asked(folder: Path) -> None:
     with cluster(processes=True):
         there = featurestore.sweep(QUESTIONS | {"output": "there"})
         featurestore.build("care.zarr", "hidden-to-concept", **single, output="there.npz")
-    assert len(there.in_state("new")) == len(here.in_state("new")) == 3 * 2 * 4 + 3 + 1
+    assert len(there.in_state("new")) == len(here.in_state("new")) == 3 * 2 * (1 + len(CONTROLS)) + 3 + 1
     assert files("there") == files("here")
     assert Path("there.npz").read_bytes() == Path("here.npz").read_bytes()
+
+
+def test_several_stores_and_sequences_are_the_same(folder: Path) -> None:
+    for index in range(40):
+        changes = {"sentence": np.array("".join(map(chr, np.random.default_rng(index).integers(97, 123, 40))))}
+        write_sentence(Path("harm"), index, tokens=2 + index % 3, seed=1, changes=changes)
+    featurestore.ingest("harm", "harm.zarr")
+    pool: dict[str, Any] = {
+        "pool": ["care.zarr", "harm.zarr"],
+        "split": {"test_store": "harm"},
+        "problems": "keep",
+        "drop_nonfinite": True,
+        "datasets": [
+            {"strategy": "hidden-to-concept", "layers": "0,5", "tokens": ["mean", "final"], "y": ["label", "store"]},
+            {"strategy": "hidden-sequence-to-concept", "layer": 5, "controls": ["length"], "normalize": "minmax"},
+            {"strategy": "activation-sequence-to-concept", "layer": 1, "densest": 3},
+        ],
+    }
+    here = featurestore.sweep(pool | {"output": "here"})
+    with cluster(processes=True):
+        there = featurestore.sweep(pool | {"output": "there"})
+    assert len(there.in_state("new")) == len(here.in_state("new")) == 4 + 2 + 1
+    assert files("there") == files("here")
 
 
 def test_features_are_the_same(folder: Path) -> None:

@@ -7,15 +7,18 @@ be compared exactly.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 Labels = dict[int, int | None]
+
+POOLED = 10_000_000
+"""Of several stores: the number of a sentence is that of its store, from 0, times this, plus its index there."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Sentence:
     embeddings: Array
     hidden: dict[int, Array]
     activations: dict[int, Array]
+    store: str = ""
 
     @property
     def n_tokens(self) -> int:
@@ -47,6 +51,15 @@ class Expected:
     short: list[int]
     left_out: list[int]
     dropped: list[int]
+
+
+class Sequences(NamedTuple):
+    """Rows of tokens as sequences, padded with 0 in front: X (n, T, d), where there is a token (n, T), and the rest."""
+
+    X: Array
+    mask: Array
+    y: Array
+    sentences: list[int]
 
 
 def read_sentences(folder: Path, special_first: int = 0) -> list[Sentence]:
@@ -72,6 +85,15 @@ def read_sentences(folder: Path, special_first: int = 0) -> list[Sentence]:
     return sorted(sentences, key=lambda sentence: sentence.index)
 
 
+def pooled(stores: Mapping[str, Sequence[Sentence]]) -> list[Sentence]:
+    """Return the sentences of several stores, in this order, numbered so that all differ."""
+    return [
+        replace(one, store=name, index=number * POOLED + one.index)
+        for number, (name, sentences) in enumerate(stores.items())
+        for one in sentences
+    ]
+
+
 def recalculate(
     sentences: Sequence[Sentence],
     strategy: str,
@@ -84,16 +106,26 @@ def recalculate(
     labels_from: str | None = None,
     classes: str | None = None,
     densest: int | None = None,
+    y: str = "label",
+    control: str | None = None,
     training: set[int] | None = None,
+    without: frozenset[int] = frozenset(),
     **parameters: Any,
 ) -> Expected:
     """Return the dataset of a strategy and its options; `training` are the sentences by which features are chosen.
 
+    Those of `without` are none of the population. Of controls, only what `length` has as X is known here.
+
     Sentences that are too short, or not finite, are left out, whether that was asked for or not.
     """
     labels, names = labels_of(sentences, labels_from)
-    population = [one for one in sentences if _meets(one, labels, [where] if isinstance(where, str) else where)]
+    conditions = [where] if isinstance(where, str) else where
+    population = [one for one in sentences if one.index not in without and _meets(one, labels, names, conditions)]
+    if y == "store":
+        names = list(dict.fromkeys(one.store for one in sentences))
+        labels = {one.index: names.index(one.store) for one in sentences}
     mapped = _mapped(labels, names, classes)
+    tokens = "all" if "-sequence-" in strategy else tokens
     concept = strategy.endswith("concept")
     chosen = [one for one in population if mapped[one.index] is not None or not (concept or classes)]
     target = target_tokens or ("all" if tokens == "all" else "final")
@@ -107,15 +139,18 @@ def recalculate(
         inputs = _combined(_blocks(one, strategy, parameters), combine)
         X = _chosen(inputs, one, tokens, special).astype(np.float32)
         if concept:
-            y = np.array([mapped[one.index]], np.int64)
+            outcome = np.array([mapped[one.index]], np.int64)
         else:
-            y = _chosen(_targets(one, strategy, parameters), one, target, special).astype(np.float32)
-        if not (np.isfinite(X).all() and np.isfinite(y).all()):
+            outcome = _chosen(_targets(one, strategy, parameters), one, target, special).astype(np.float32)
+        if not (np.isfinite(X).all() and np.isfinite(outcome).all()):
             dropped.append(one.index)
             continue
         at = _counted(one, special) if tokens == "all" else [one.n_tokens - 1]
-        y = np.broadcast_to(y, (len(X), *y.shape[1:]))
-        rows += [(one.index, token - one.n_tokens, X[i], y[i]) for i, token in enumerate(at)]
+        if control == "length":
+            read = [len(one.fragments[token]) if tokens == "all" else len(one.text) for token in at]
+            X = np.array([[characters, token + 1] for characters, token in zip(read, at, strict=True)], np.float32)
+        outcome = np.broadcast_to(outcome, (len(X), *outcome.shape[1:]))
+        rows += [(one.index, token - one.n_tokens, X[i], outcome[i]) for i, token in enumerate(at)]
     found = Expected(
         X=np.array([row[2] for row in rows]),
         y=np.array([row[3] for row in rows]),
@@ -125,7 +160,22 @@ def recalculate(
         left_out=[one.index for one in population if one not in chosen],
         dropped=dropped,
     )
-    return found if densest is None or not rows else _densest(found, densest, training)
+    if densest is None or control not in (None, "shuffled-labels") or not rows:
+        return found
+    return _densest(found, densest, training)
+
+
+def as_sequences(found: Expected, X: Array) -> Sequences:
+    """Put rows of tokens together, those of X, which may have been normalized."""
+    sentences = list(dict.fromkeys(found.sentences))
+    lengths = [found.sentences.count(index) for index in sentences]
+    longest, starts = max(lengths), np.cumsum([0, *lengths])
+    padded = np.zeros((len(sentences), longest, X.shape[1]), X.dtype)
+    mask = np.zeros((len(sentences), longest), bool)
+    for i, length in enumerate(lengths):
+        padded[i, longest - length :] = X[starts[i] : starts[i] + length]
+        mask[i, longest - length :] = True
+    return Sequences(padded, mask, found.y[starts[:-1]], sentences)
 
 
 def normalized(raw: Array, training: Array, method: str) -> tuple[dict[str, Array], Array, Array]:
@@ -166,12 +216,15 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def _meets(sentence: Sentence, labels: Labels, conditions: Sequence[str]) -> bool:
+def _meets(sentence: Sentence, labels: Labels, names: list[str], conditions: Sequence[str]) -> bool:
     label = labels[sentence.index]
     values = {"label": label, "n_tokens": sentence.n_tokens, "sentence": sentence.index}
+    values["sentence_index"] = sentence.index % POOLED
+    texts = {"text": sentence.text, "store": sentence.store}
+    texts["label_name"] = "" if label is None or not names else names[label]
     for condition in conditions:
         name, _, wanted = condition.partition("=")
-        if sentence.text != wanted if name == "text" else values[name] not in numbers(wanted):
+        if texts[name] != wanted if name in texts else values[name] not in numbers(wanted):
             return False
     return True
 
@@ -189,7 +242,8 @@ def _blocks(sentence: Sentence, strategy: str, parameters: dict[str, Any]) -> li
     if strategy.startswith("embedding"):
         return [sentence.embeddings]
     if strategy.startswith("activation"):
-        return [sentence.activations[parameters["layer"]]]
+        activations = sentence.activations[parameters["layer"]]
+        return [activations[:, numbers(parameters["features"])] if "features" in parameters else activations]
     order = ("layers", "layer", "input_layer", "target_layer")
     layers = next(parameters[name] for name in order if name in parameters)
     layers = numbers(layers) if isinstance(layers, str) else [layers] if isinstance(layers, int) else layers

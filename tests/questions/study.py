@@ -148,20 +148,24 @@ class Study:
             assert metadata["split"] == [side for side, _ in found]
             assert metadata.get("fold", [0] * len(found)) == [fold for _, fold in found]
         training = np.array([sides[index][0] == "train" for index in expected.sentences])
-        self._check_normalization(dataset, expected.X, training, options.get("normalize", "standardize"))
+        exact = check_normalized(dataset, expected.X, training, options.get("normalize", "standardize"))
+        np.testing.assert_array_equal(dataset.X, exact, strict=True)
         return dataset
 
-    def _check_normalization(self, dataset: featurestore.Dataset, raw: Any, training: Any, method: str) -> None:
-        """Statistics to the rounding of float64 sums; X exactly, by the statistics that the dataset has."""
-        assert dataset.normalization.method == method
-        statistics, shift, divisor = normalized(raw, training, method)
-        assert dataset.normalization.parameters.keys() == statistics.keys()
-        for name, values in dataset.normalization.parameters.items():
-            np.testing.assert_allclose(values, statistics[name], rtol=1e-11, atol=1e-11)
-        if method == "standardize":
-            shift, divisor = (dataset.normalization.parameters[name] for name in ("mean", "std"))
-        exact = ((raw.astype(np.float64) - shift) / divisor).astype(np.float32)
-        np.testing.assert_array_equal(dataset.X, exact, strict=True)
+
+def check_normalized(
+    dataset: featurestore.Dataset, raw: Any, training: Any, method: str = "standardize"
+) -> np.ndarray[Any, Any]:
+    """Check statistics to the rounding of float64 sums; return X of some rows, exactly, by those of the dataset."""
+    assert dataset.normalization.method == method
+    statistics, shift, divisor = normalized(raw, training, method)
+    assert dataset.normalization.parameters.keys() == statistics.keys()
+    for name, values in dataset.normalization.parameters.items():
+        np.testing.assert_allclose(values, statistics[name], rtol=1e-11, atol=1e-11)
+    if method == "standardize":
+        shift, divisor = (dataset.normalization.parameters[name] for name in ("mean", "std"))
+    exact: np.ndarray[Any, Any] = ((raw.astype(np.float64) - shift) / divisor).astype(np.float32)
+    return exact
 
 
 def sides_of(dataset: featurestore.Dataset) -> dict[int, tuple[str, int]]:
