@@ -91,8 +91,8 @@ def build(
             source if len(source) > 1 else source[0], strategy, given, output=output, overwrite=overwrite, wait=wait,
             storage_options=storage_options, progress=progress,
         )  # fmt: skip
-    n, d = dataset.data.shape
-    say(f"{path}: X {n} x {d}, y {dataset.y.dtype}, {dataset.normalization.method}")
+    shape = " x ".join(map(str, dataset.data.shape))
+    say(f"{path}: X {shape}, y {dataset.y.dtype}, {dataset.normalization.method}")
 
 
 @main.command()

@@ -280,7 +280,7 @@ def build_plan(
     (loaded,) = read(probed, output and output.parent)
     dataset, n_constant = assemble(loaded)
     if divided := view.split(plan):
-        logger.info("%s", divided.report_of(np.isin(view.sentences, dataset.metadata["sentence_indices"])))
+        logger.info("%s", divided.report_of(np.isin(view.sentences, loaded.selected.sentences[loaded.kept])))
     if n_constant:
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.normalization.width)
     if fault := preflight.problem(loaded, MIN_ACTIVE):
