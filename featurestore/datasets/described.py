@@ -67,12 +67,12 @@ def about_y(plan: Plan, selected: Selected, labels: Labels | None) -> dict[str, 
             name: np.tile(value, choices.target_tokens.count) if value.ndim else value for name, value in about.items()
         }
     about |= {
-        name: choices.given[name] for name in ("target_tokens", "labels_from", "classes") if name in choices.given
+        name: choices.given[name] for name in ("target_tokens", "y", "labels_from", "classes") if name in choices.given
     }
-    if labels:
+    if labels and labels.digest:
         about["labels_digest"] = labels.digest
-        if labels.names:
-            about["label_names"] = labels.names
+    if labels and labels.names:
+        about["label_names"] = labels.names
     return about
 
 
