@@ -144,8 +144,11 @@ def test_every_array_of_a_dataset_is_explained(tmp_path: Path) -> None:
             assert set(arrays.files) <= explained
     for file in sorted(Path("examples/dishonesty").glob("*.npz"))[:2]:  # of which one is in the first half
         shutil.copy(file, tmp_path)
-    stores, own = ["stores/first.zarr", tmp_path], {"y": "store", "test_store": tmp_path.name, "drop_nonfinite": True}
-    featurestore.build(stores, "embedding-to-concept", **own, output="all.npz", overwrite=True)
+    stores: list[str | Path] = ["stores/first.zarr", tmp_path]
+    featurestore.build(
+        stores, "embedding-to-concept", y="store", test_store=tmp_path.name, drop_nonfinite=True, output="all.npz",
+        overwrite=True,
+    )  # fmt: skip
     with np.load("all.npz") as arrays:
         assert len(arrays["meta_near_duplicate_sentence_indices"]) == 1
         assert set(arrays.files) <= explained
