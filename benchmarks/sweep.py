@@ -27,9 +27,10 @@ def write_recipe(store: str, recipe: str, output: str) -> None:
     """Choose the features that are active most often, as dead ones would be left out."""
     from featurestore.datasets.ranking import rank
     from featurestore.datasets.view import StoreView
+    from featurestore.strategies.contained import contained_layers
 
     view = StoreView(Path(store))
-    features = rank(view.ds, "density", view.layers, N_FEATURES, np.ones(len(view.sentences), bool), 1)
+    features = rank(view.ds, "density", contained_layers(view.ds), N_FEATURES, np.ones(len(view.sentences), bool), 1)
     pairs = [[target["target_layer"], target["target_feature"]] for target in features]
     datasets = [
         {"strategy": "hidden-to-concept", "layer": "all", "normalize": ["standardize", "minmax", "none"]},

@@ -71,7 +71,7 @@ def plot(
     """Draw a STORE, as wide as a column of a paper.
 
     \b
-    separability  how well a probe tells the labels, by layer, beside two baselines
+    separability  how well a probe tells the labels, by layer, beside three baselines
     fisher        how far the labels' means lie apart, by layer
     l0            measured L0 of each SAE, against the nominal one
     norms         norms of the hidden states, by layer and token

@@ -161,7 +161,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
     view, plan, selected = loaded.view, loaded.plan, loaded.selected
     metadata: dict[str, Any] = {
         "strategy": plan.strategy.name,
-        **about_X(plan, selected),
+        **about_X(plan.choices, selected),
         "n_samples": len(rows),
         **view.about(selected.sentences[rows], "sentence_indices", "row_store"),
     }
@@ -171,7 +171,7 @@ def _metadata(loaded: Loaded, rows: Array, dropped: Array, columns: Array | slic
         metadata["strategy_code"] = plan.strategy.code
     if selected.tokens is not None and not plan.strategy.sequences:
         metadata["token"] = selected.tokens[rows]
-    metadata |= about_y(plan, selected, view.outcomes(plan.choices))
+    metadata |= about_y(plan.choices, selected, view.outcomes(plan.choices))
     if plan.choices.where:
         metadata["where"] = [str(condition) for condition in plan.choices.where]
     if len(view.names) > 1:

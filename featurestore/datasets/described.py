@@ -13,8 +13,8 @@ from featurestore.schema import ACTIVATIONS, COMBINATIONS, EMBEDDINGS
 if TYPE_CHECKING:
     import xarray as xr
 
-    from featurestore.datasets.plans import Plan
     from featurestore.datasets.selected import Selected
+    from featurestore.questions.choices import Choices
     from featurestore.questions.labels import Labels
 
     Array = np.ndarray[Any, Any]
@@ -28,9 +28,9 @@ _USUAL = {"input_tokens": str(FINAL), "special": False, "combine": COMBINATIONS[
 """What datasets do not say of themselves."""
 
 
-def about_X(plan: Plan, selected: Selected) -> dict[str, Any]:  # noqa: N802
+def about_X(choices: Choices, selected: Selected) -> dict[str, Any]:  # noqa: N802
     """Say what X is, as metadata."""
-    blocks, choices = selected.aligned.X, plan.choices
+    blocks = selected.aligned.X
     layers = [_values(block, "layer") for block in blocks if block.name != EMBEDDINGS]
     about: dict[str, Any] = {
         "input_source": "+".join(dict.fromkeys(str(block.name or "unnamed") for block in blocks)),
@@ -44,9 +44,9 @@ def about_X(plan: Plan, selected: Selected) -> dict[str, Any]:  # noqa: N802
     return about | {name: choices.given[key] for key, name in _CHOSEN.items() if key in choices.given}
 
 
-def other_input(plan: Plan, selected: Selected, other: Mapping[str, Any]) -> str:
-    """Say how the X of another dataset, by its metadata, is other than that of a plan, or nothing."""
-    ours, theirs = _USUAL | about_X(plan, selected), {**_USUAL, **other}
+def other_input(choices: Choices, selected: Selected, other: Mapping[str, Any]) -> str:
+    """Say how the X of another dataset, by its metadata, is other than that of what is asked for, or nothing."""
+    ours, theirs = _USUAL | about_X(choices, selected), {**_USUAL, **other}
     for name in ("input_source", "input_layers", "input_dims", *_ACTIVATIONS, *_USUAL):
         this, that = (np.asarray(of.get(name, "none")) for of in (ours, theirs))
         if name == "control" and {str(this), str(that)} <= {"none", "shuffled-labels"}:
@@ -58,9 +58,9 @@ def other_input(plan: Plan, selected: Selected, other: Mapping[str, Any]) -> str
     return ""
 
 
-def about_y(plan: Plan, selected: Selected, labels: Labels | None) -> dict[str, Any]:
+def about_y(choices: Choices, selected: Selected, labels: Labels | None) -> dict[str, Any]:
     """Say what y is, besides the name of its strategy, as metadata: which features, or whose labels."""
-    y, choices = selected.aligned.y, plan.choices
+    y = selected.aligned.y
     about = _coords(y, _TARGETS) if y.name == ACTIVATIONS else {}
     if choices.target_tokens.side_by_side:
         about = {

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.datasets.normalize import check_method
-from featurestore.errors import DatasetError, ParameterError, brief, spelled
+from featurestore.datasets.reuse import check_statistics
+from featurestore.errors import ParameterError, brief, spelled
 from featurestore.questions.choices import NONE, Choices
 from featurestore.ranges import format_numbers, integer
 from featurestore.schema import DATASETS, NORMALIZATIONS
@@ -22,14 +23,10 @@ from featurestore.strategies import get_strategy
 if TYPE_CHECKING:
     from featurestore.datasets.dataset import Dataset
     from featurestore.datasets.journal import File
-    from featurestore.questions.components import Components
     from featurestore.questions.rows import Condition
     from featurestore.strategies import Strategy
 
 _LONGEST_NAME = 180
-
-_TRACES = ["strategy", "fingerprint", "store_digest", "sentence_indices", "input_source", "input_layers", "input_dims"]
-"""Metadata without which the statistics of a dataset cannot be used for another."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,8 +94,7 @@ class Plan:
         if normalize is not None:
             check_method(normalize)
         if stats_from is not None:
-            _check_statistics(stats_from, strategy, normalize)
-            _check_reduction(stats_from, choices.reduce)
+            check_statistics(stats_from, strategy, normalize, choices.reduce)
             normalize = stats_from.normalization.method
         return cls(
             strategy=chosen,
@@ -234,27 +230,3 @@ def _word(name: str, value: object) -> str:
         conditions = [str(one).replace("-and-", " and ") for one in value]  # type: ignore[attr-defined]
         return f"where-{'-and-'.join(conditions)}"  # spaces are told by a digest
     return _dashed(name) if value is True else f"{_dashed(name)}-{value}"
-
-
-def _check_statistics(dataset: Dataset, strategy: str, normalize: str | None) -> None:
-    if missing := [f"meta_{name}" for name in _TRACES if name not in dataset.metadata]:
-        found = f"cannot be traced, as it has no {', '.join(missing)}"
-        raise DatasetError(f"{spelled('stats_from')}: {found}; build it again")
-    if (other := str(dataset.metadata["strategy"])) != strategy:
-        raise DatasetError(
-            f"{spelled('stats_from')}: has statistics of {other}, not of {strategy}; choose another dataset"
-        )
-    if normalize not in (None, method := dataset.normalization.method):
-        asked = spelled("normalize", normalize)
-        raise ParameterError(f"{asked}: {spelled('stats_from')} has {method}; leave one of them out")
-
-
-def _check_reduction(dataset: Dataset, asked: Components | None) -> None:
-    """Refuse statistics of a dataset that is not reduced as is asked."""
-    found = dataset.reduction and dataset.reduction.asked
-    if found != asked:
-        ours, theirs = (f"reduced by {one}" if one else "not reduced" for one in (asked, found))
-        problem = f"is {theirs}, and this dataset is to be {ours}; {spelled('reduce')} has to be the same for both"
-        raise ParameterError(f"{spelled('stats_from')}: {problem}")
-    if dataset.reduction:
-        dataset.reduction.check_known("applied to other data")

@@ -11,24 +11,23 @@ import dask.array as da
 import numpy as np
 
 from featurestore.datasets.alignment import Aligned, align
-from featurestore.datasets.described import other_input
 from featurestore.datasets.fingerprints import fingerprint, sentences_digest, stores_digest
 from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
+from featurestore.datasets.reuse import check_input, fitted_on
 from featurestore.datasets.selected import Population, Selected, controlled, select
-from featurestore.errors import DatasetError, SelectionError, StrategyError, lacking, some, spelled
+from featurestore.errors import SelectionError, StrategyError, lacking, some, spelled
 from featurestore.questions.choices import Choices
 from featurestore.questions.labels import Labels, read_labels, relabelled, store_labels
 from featurestore.questions.rows import Condition, met
 from featurestore.questions.tokens import FINAL
-from featurestore.ranges import format_numbers
-from featurestore.schema import ACTIVATIONS, HIDDEN_STATES
 from featurestore.splits import split as splits
 from featurestore.store.location import Location
 from featurestore.store.pooled import pooled
 from featurestore.store.reading import open_store
 from featurestore.store.snapshot import Snapshot, store_name
-from featurestore.strategies import Option, Selection, check_feature, sae_layers, sae_position, sae_positions
+from featurestore.strategies import Selection
+from featurestore.strategies.contained import check_option
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -160,7 +159,7 @@ class StoreView:
         try:
             for option in plan.strategy.options:
                 if option.name in plan.arguments:
-                    self.check_option(option, plan.arguments[option.name])
+                    check_option(self.ds, option, plan.arguments[option.name])
             return plan.strategy.select(ds.copy(), **plan.arguments)
         except SelectionError as error:
             raise SelectionError(f"{self.path}: {error}") from None
@@ -237,60 +236,21 @@ class StoreView:
         DatasetError
             If the statistics of another dataset are of another input.
         """
-        self.select(plan)
-        if plan.stats_from is not None:
-            self._check_same_input(plan, plan.stats_from)
-            self._warn_of_test_rows(plan.stats_from, plan)
-
-    def _check_same_input(self, plan: Plan, other: Dataset) -> None:
         selected = self.select(plan)
-        if other.reduction and other.reduction.width != selected.width:
-            found = f"its X is reduced from {other.reduction.width} columns, this one from {selected.width}"
-        elif not (found := other_input(plan, selected, other.metadata)):
-            return
-        raise DatasetError(f"{spelled('stats_from')}: {found}; choose statistics of the same input")
+        if plan.stats_from is not None:
+            check_input(plan.choices, selected, plan.stats_from)
+            self._warn_of_test_rows(plan, plan.stats_from)
 
-    def _warn_of_test_rows(self, other: Dataset, plan: Plan) -> None:
+    def _warn_of_test_rows(self, plan: Plan, other: Dataset) -> None:
         divided = self.split(plan)
-        if divided is None or other.metadata["store_digest"] != self.digest:
+        if divided is None or str(other.metadata["store_digest"]) != self.digest:
             return
-        theirs = other.metadata["sentence_indices"]
-        theirs = theirs[other.metadata.get("split", np.full(len(theirs), "train")) == "train"]
         test = self.sentences[~divided.train]
-        found = f"its statistics include {np.isin(test, theirs).sum()} of the {len(test)} test sentences"
-        if np.isin(test, theirs).any() and found not in self._warned:
+        n = len(fitted_on(other.metadata) & fitted_on(self.about(test, "sentence_indices", "row_store")))
+        found = f"its statistics include {n} of the {len(test)} test sentences"
+        if n and found not in self._warned:
             self._warned.add(found)
             logger.warning("%s: %s", spelled("stats_from"), found)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers of its hidden states; where there are none, of its SAEs."""
-        return tuple(self.ds["layer"].values.tolist()) if HIDDEN_STATES in self.ds else self.sae_layers
-
-    @property
-    def sae_layers(self) -> tuple[int, ...]:
-        """Layers that have an SAE, each once."""
-        return tuple(dict.fromkeys(sae_layers(self.ds))) if ACTIVATIONS in self.ds else ()
-
-    def average_l0s(self, layer: int) -> list[float]:
-        """Return the average L0 of each SAE of a layer."""
-        return [self.ds["average_l0"].values[position].item() for position in sae_positions(self.ds, layer)]
-
-    def check_option(self, option: Option, value: Any) -> None:
-        """Check the layers or features that an option names; raises SelectionError if the store lacks one."""
-        if option.names_layers:
-            known = tuple(dict.fromkeys((*self.layers, *self.sae_layers)))
-            for layer in np.ravel(value).tolist():
-                if known and layer not in known:
-                    raise SelectionError(f"has no layer {layer}: choose from {format_numbers(known)}")
-        elif option.names_features:
-            for feature in np.ravel(value).tolist():
-                check_feature(self.ds, feature)
-
-    def check_target(self, target: Target) -> None:
-        """Check a feature; raises SelectionError if the store lacks it, or the layer has several SAEs."""
-        sae_position(self.ds, int(target["target_layer"]), target.get("average_l0"))
-        check_feature(self.ds, int(target["target_feature"]))
 
     def rank(self, by: str, layers: Sequence[int], top: int, rows: Array, plan: Plan, min_active: int) -> list[Target]:
         """Find the features that rank first in the training rows among some (see `featurestore.datasets.ranking.rank`).

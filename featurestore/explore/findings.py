@@ -70,6 +70,36 @@ def _of_labels(counts: Counter[int]) -> Iterator[str]:
             yield f"{found}. Accuracies here are balanced, those of plain classifiers are not."
 
 
+_WITHOUT_MODEL = {"text": "the words alone", "length": "the length alone"}
+
+
+def _strongest_without_model(found: xr.Dataset) -> str:
+    """Return which baseline without the model tells most, given what `separability` has found."""
+    return max(_WITHOUT_MODEL, key=lambda name: np.nan_to_num(float(found[name]), nan=-1))
+
+
+def without_model(found: xr.Dataset) -> str:
+    """Say how well the labels can be told without the model at best, and what chance is."""
+    name = _strongest_without_model(found)
+    accuracy, error, chance = (100 * float(found[one]) for one in (name, f"{name}_error", "chance"))
+    strongest = f"the strongest baseline without the model, {_WITHOUT_MODEL[name]}"
+    return f"{strongest}, reaches {accuracy:.0f} ± {error:.0f} %; chance is {chance:.0f} %"
+
+
+def of_baselines(found: xr.Dataset) -> Iterator[str]:
+    """Yield what tells the labels without the model, given what `separability` has found."""
+    name = _strongest_without_model(found)
+    if found[name] > found["chance"] + 2 * found[f"{name}_error"]:
+        yield f"Labels can be told from the text: {without_model(found)}. What a layer tells must exceed that."
+
+
+def exceeds_without_model(found: xr.Dataset) -> bool:
+    """Tell whether a layer exceeds that by more than two standard errors of the difference, taken as independent."""
+    name = _strongest_without_model(found)
+    error = np.hypot(found["accuracy_error"], found[f"{name}_error"])
+    return bool((found["accuracy"] > found[name] + 2 * error).any())
+
+
 def of_saes(measured: xr.Dataset) -> Iterator[str]:
     """Yield what is odd about the SAEs, given what `measured_l0` has found."""
     if wrong := int(is_mismatch(measured["nominal"], measured["measured"]).sum()):

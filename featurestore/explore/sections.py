@@ -72,7 +72,7 @@ def all_of(ds: xr.Dataset, stored: Snapshot | None, progress: Progress) -> dict[
     layers, saes = _layers(ds, progress), _saes(ds, progress)
     return {
         "facts": [*_facts(ds, stored)],
-        "findings": [*found, *saes.pop("findings", [])],
+        "findings": [*found, *layers.pop("findings", []), *saes.pop("findings", [])],
         "duplicates": [[texts[position] for position in members] for members in duplicates],
         "skipped": [f"{one['file']}: {one['reason']}" for one in stored.skipped] if stored else [],
         "most_listed": _LISTED,
@@ -138,7 +138,8 @@ def _layers(ds: xr.Dataset, progress: Progress) -> dict[str, Any]:
         ),
         norms,
     ]  # fmt: skip
-    return {"why": "", "figures": figures, "table": _layer_table(found, ratios)}
+    notes = [] if found is None else [*findings.of_baselines(found)]
+    return {"why": "", "findings": notes, "figures": figures, "table": _layer_table(found, ratios)}
 
 
 def _exceeds(found: xr.Dataset | None, ratios: xr.Dataset) -> bool:
@@ -184,14 +185,15 @@ def _layer_table(found: xr.Dataset | None, ratios: xr.Dataset) -> Table:
 def _of_probe(found: xr.Dataset, best: int) -> str:
     """Say in words what the plot shows."""
     there = found.sel(layer=best)
-    accuracy, error, text = (100 * float(there[name]) for name in ("accuracy", "accuracy_error", "text"))
+    accuracy, error = (100 * float(there[name]) for name in ("accuracy", "accuracy_error"))
     top = f"A logistic probe of the final token reaches {accuracy:.0f} ± {error:.0f} % in layer {best}"
     if (n := found.sizes["layer"]) > 1:
         top += f", {_best_of(n)}, so too high"
-    words = "the texts have no words to compare with" if math.isnan(text) else f"the words alone reach {text:.0f} %"
-    said = f"{top}; {words}, chance is {100 * float(there['chance']):.0f} %."
+    said = f"{top}; {findings.without_model(found)}."
     if not _probe_exceeds(found):
         said += " In no layer does it exceed shuffled labels by more than two standard errors."
+    elif not findings.exceeds_without_model(found):
+        said += " In no layer does it exceed that by more than two standard errors of the difference."
     return said
 
 

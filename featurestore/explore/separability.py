@@ -21,6 +21,7 @@ from featurestore.explore.reading import (
     check_dataset,
     drawn_labelled,
 )
+from featurestore.questions.controls import length_columns
 from featurestore.schema import HIDDEN_STATES, Progress
 from featurestore.splits.options import SplitOptions
 from featurestore.splits.split import split
@@ -48,9 +49,10 @@ def separability(
 
     The probe is a multinomial logistic regression (C = 0.01, classes weighted alike) on standardized hidden states, all
     of it fitted on the training folds alone. Folds are stratified, and near-duplicates share one
-    (`featurestore.splits.split.split`). Beside it stand two baselines: the same probe after the labels have been
-    shuffled, which says what chance looks like, and a logistic regression on the words of the text (TF-IDF of 1- and
-    2-grams, C = 1), which says what needs no model.
+    (`featurestore.splits.split.split`). Beside it stand three baselines: the same probe after the labels have been
+    shuffled, which says what chance looks like; and two that say what needs no model, in the same folds: a logistic
+    regression (C = 1, classes weighted alike) on the words of the text (TF-IDF of 1- and 2-grams), and one on its
+    length (characters and tokens, standardized).
 
     Parameters
     ----------
@@ -70,12 +72,12 @@ def separability(
     Returns
     -------
     xarray.Dataset
-        Over (layer), float64: `accuracy` and `shuffled`; without dims: `text` and `chance`. All are balanced accuracies
-        between 0 and 1 (the mean of the recalls of all labels, so chance is 1 / labels), with the standard error
-        over sentences, near-duplicates counted as one, in `accuracy_error`, `shuffled_error` (of one shuffling) and
-        `text_error`. Attributes: `sentences`, how many were used, and `rarest`, how many the rarest label has: where
-        these are few, standard errors are too small, 0 where all or none are right. Not lazy; reads one layer per core
-        at a time.
+        Over (layer), float64: `accuracy` and `shuffled`; without dims: `text` (the words; NaN where there are none),
+        `length` and `chance`. All are balanced accuracies between 0 and 1 (the mean of the recalls of all labels, so
+        chance is 1 / labels), with the standard error over sentences, near-duplicates counted as one, in
+        `accuracy_error`, `shuffled_error` (of one shuffling), `text_error` and `length_error`. Attributes:
+        `sentences`, how many were used, and `rarest`, how many the rarest label has: where these are few, standard
+        errors are too small, 0 where all or none are right. Not lazy; reads one layer per core at a time.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def separability(
     with extra("sklearn"):
         from threadpoolctl import threadpool_limits
     repeats = at_least(1, "repeats", repeats)
-    check_dataset(ds, "text")
+    check_dataset(ds, "text", "n_tokens")
     hidden_states = _hidden_states(ds := drawn_labelled(ds, most, seed))
     rounds = [*_rounds(ds, folds, repeats, seed, shuffled=False), *_rounds(ds, folds, repeats, seed, shuffled=True)]
     layers = [*by_layer(hidden_states)]
@@ -105,10 +107,12 @@ def separability(
         finally:
             for future in futures:
                 future.cancel()
-    return _dataset(ds, found, _text(ds, rounds))
+    return _dataset(ds, found, _without_model(ds, rounds))
 
 
-def _dataset(ds: xr.Dataset, found: dict[int, list[tuple[float, float]]], text: tuple[float, float]) -> xr.Dataset:
+def _dataset(
+    ds: xr.Dataset, found: dict[int, list[tuple[float, float]]], baselines: dict[str, tuple[float, float]]
+) -> xr.Dataset:
     import xarray as xr
 
     counts = np.unique(ds["label"].values, return_counts=True)[1]
@@ -119,7 +123,9 @@ def _dataset(ds: xr.Dataset, found: dict[int, list[tuple[float, float]]], text: 
         for pair, column in zip(names, columns, strict=True)
         for name, values in zip(pair, column, strict=True)
     }
-    variables |= {"text": text[0], "text_error": text[1], "chance": 1 / len(counts)}
+    for name, (accuracy, error) in baselines.items():
+        variables |= {name: accuracy, f"{name}_error": error}
+    variables["chance"] = 1 / len(counts)
     attributes = {"sentences": ds.sizes["sentence"], "rarest": int(counts.min())}
     return xr.Dataset(variables, {"layer": [*found]}, attributes)
 
@@ -161,20 +167,24 @@ def _probe_layer(array: xr.DataArray, rounds: list[_Round]) -> list[tuple[float,
     return [_scored([one for one in rounds if one.shuffled is shuffled], predict) for shuffled in (False, True)]
 
 
-def _text(ds: xr.Dataset, rounds: list[_Round]) -> tuple[float, float]:
-    """Return the same of a probe that knows nothing but the words; NaN where the texts to learn from have none."""
+def _without_model(ds: xr.Dataset, rounds: list[_Round]) -> dict[str, tuple[float, float]]:
+    """Return the same of probes of the words and of the length; NaN where the texts to learn from have no words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
+    rounds = [one for one in rounds if not one.shuffled]
+    logistic = LogisticRegression(class_weight="balanced", max_iter=2000)
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", sublinear_tf=True)
-    probe = make_pipeline(words, LogisticRegression(class_weight="balanced", max_iter=2000))
     texts = np.array(ds["text"].values, object)
     has_word = np.array([re.search(r"\w", text) is not None for text in texts])
-    rounds = [one for one in rounds if not one.shuffled]
-    if not all(has_word[one.fold != fold].any() for one in rounds for fold in np.unique(one.fold)):
-        return np.nan, np.nan
-    return _scored(rounds, partial(_predicted, probe, texts))
+    learnt = all(has_word[one.fold != fold].any() for one in rounds for fold in np.unique(one.fold))
+    of_words = partial(_predicted, make_pipeline(words, logistic), texts)
+    lengths = length_columns(texts.tolist(), ds["n_tokens"].values)
+    of_length = partial(_predicted, make_pipeline(StandardScaler(), logistic), lengths)
+    text = _scored(rounds, of_words) if learnt else (np.nan, np.nan)
+    return {"text": text, "length": _scored(rounds, of_length)}
 
 
 def _predicted(model: Any, X: Array, one: _Round) -> Array:

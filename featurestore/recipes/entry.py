@@ -21,6 +21,7 @@ from featurestore.recipes.nodes import Faults, Node
 from featurestore.recipes.targets import ALL, TARGET, Listed, Ranking, Targets, checked, read_targets
 from featurestore.schema import CONTROLS, NORMALIZATIONS
 from featurestore.strategies import NUMBER, Option, Strategy, get_strategy
+from featurestore.strategies.contained import check_option, contained_layers
 
 if TYPE_CHECKING:
     from featurestore.datasets.dataset import Dataset
@@ -245,7 +246,7 @@ def _strategy(node: Node) -> Strategy:
 
 
 def _all_layers(option: Option, view: StoreView) -> tuple[int, ...]:
-    layers = view.sae_layers if option.of_sae else view.layers
+    layers = contained_layers(view.ds, of_sae=option.of_sae)
     if not layers:
         raise SelectionError(f"{view.path}: has no {'SAEs' if option.of_sae else 'layers'}, so {ALL} of them are none")
     return layers
@@ -265,6 +266,6 @@ def _values(option: Option, node: Node, view: StoreView | None) -> list[Any]:
                 found = [option.convert(item.plain())]
             if view:
                 for value in found:
-                    view.check_option(option, value)
+                    check_option(view.ds, option, value)
             values += found
     return values

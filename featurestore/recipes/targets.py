@@ -13,7 +13,8 @@ from featurestore.datasets.ranking import RANKINGS, Target, read_ranked
 from featurestore.errors import SelectionError, brief, lacking, some, spelled
 from featurestore.ranges import Numbers, integer, numbers
 from featurestore.recipes.nodes import Node
-from featurestore.strategies import sae_layers
+from featurestore.strategies import check_feature, sae_layers, sae_position
+from featurestore.strategies.contained import average_l0s
 
 if TYPE_CHECKING:
     from featurestore.datasets.plans import Plan
@@ -159,16 +160,17 @@ def read_targets(node: Node, *, min_active: int, drop_nonfinite: bool) -> Target
 def checked(node: Node, target: Target, view: StoreView) -> Target:
     """Check a target, and say of which SAE it is only as far as that tells anything."""
     with node.located(), lacking(view.path):
-        view.check_target(target)
+        sae_position(view.ds, int(target["target_layer"]), target.get("average_l0"))
+        check_feature(view.ds, int(target["target_feature"]))
     return with_sae(target, view)
 
 
 def with_sae(target: Target, view: StoreView) -> Target:
     """Name the SAE of a target by its average L0, by default the first, but only where its layer has several."""
-    average_l0s = view.average_l0s(int(target["target_layer"]))
-    if len(average_l0s) == 1:
+    choices = average_l0s(view.ds, int(target["target_layer"]))
+    if len(choices) == 1:
         return {name: value for name, value in target.items() if name != "average_l0"}
-    return {"average_l0": average_l0s[0]} | target
+    return {"average_l0": choices[0]} | target
 
 
 def _pair(node: Node) -> Target:

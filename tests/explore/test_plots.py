@@ -204,7 +204,12 @@ def test_separability_and_fisher_draw_what_was_measured(planted: Any) -> None:
     np.testing.assert_allclose(probe, 100 * found.accuracy)
     np.testing.assert_allclose(shuffled, 100 * found.shuffled)
     assert lines(ax)["chance"].tolist() == [25, 25]
-    assert lines(ax)["words of the text"].tolist() == [100 * found.text] * 2
+    assert lines(ax)["words alone"].tolist() == [100 * found.text] * 2
+    assert lines(ax)["length alone"].tolist() == [100 * found["length"]] * 2
+    spans = sorted((patch.get_y(), patch.get_height()) for patch in ax.patches)
+    bands = sorted((100 * (found[name] - found[f"{name}_error"]), 200 * found[f"{name}_error"])
+                   for name in ("text", "length"))  # fmt: skip
+    np.testing.assert_allclose(spans, bands)
     assert ax.get_ylim() == (0, 100)
     assert "the rarest label has 5, so errors are too small" in ax.get_legend().get_title().get_text()
     found.attrs["rarest"] = 10

@@ -93,6 +93,7 @@ def test_what_looks_wrong_is_said(text: str) -> None:
         "Fewer than 10 sentences have label 0-3: standard errors of accuracies are too small there.",
         "Labels are unbalanced: 0 has 5 sentences, 1 only 1",
         "2 sentences are nearly the same as another, in 1 group, of which 1 with several labels",
+        "Labels can be told from the text: the strongest baseline without the model, the length alone, reaches",
         "by more than a factor of 2 in 1 of 3 SAEs",
         "1 of 30 features are never active",
         "sentence_000099.npz: expected an NPZ",
@@ -106,7 +107,8 @@ def test_it_shows_the_features_and_every_plot(text: str, odd: Path) -> None:
     kinds = [figure["aria-labelledby"].split("-")[0] for figure in figures]
     assert kinds == ["separability", "fisher", "pca", "norms", "l0", "activation", "trajectory", "heatmap"]
     assert "reaches 75 ± " in text
-    assert "% in layer 5, the best of 3 layers, chosen by looking, so too high; the words alone reach" in text
+    assert "% in layer 5, the best of 3 layers, chosen by looking, so too high; the strongest baseline without" in text
+    assert "In no layer does it exceed that by more than two standard errors of the difference." in text
     assert "in layer 5, the best of 3 layers, chosen by looking." in text
     found = featurestore.features(featurestore.open_store(odd))
     best = np.unravel_index(np.nanargmax(abs(found.pearson.values)), found.pearson.shape)

@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
 import featurestore
+from featurestore.explore.findings import exceeds_without_model, of_baselines, without_model
 from featurestore.splits.options import SplitOptions
 from featurestore.splits.split import split
 from tests.explore.planted import LAYERS, planted_store
@@ -23,15 +24,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return planted_store(tmp_path_factory.mktemp("planted"))[0]
 
 
-def by_hand(X: np.ndarray[Any, Any], y: np.ndarray[Any, Any], folds: list[Any]) -> float:
+def by_hand(X: np.ndarray[Any, Any], y: np.ndarray[Any, Any], folds: list[Any], **options: Any) -> float:
     """The same probe, step by step, scored by scikit-learn."""
+    options = {"C": 0.01, "tol": 1e-3} | options
     scores = []
     for fold in folds:
         guessed = np.empty_like(y)
         for number in range(2):
             test = fold == number
             scaler = StandardScaler().fit(X[~test])
-            model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000, tol=1e-3)
+            model = LogisticRegression(class_weight="balanced", max_iter=2000, **options)
             guessed[test] = model.fit(scaler.transform(X[~test]), y[~test]).predict(scaler.transform(X[test]))
         scores.append(balanced_accuracy_score(y, guessed))
     return float(np.mean(scores))
@@ -50,8 +52,52 @@ def test_the_layer_that_knows_the_label_is_found(store: Path) -> None:
     for layer in LAYERS:
         X = ds.hidden_states.sel(layer=layer, token=-1).values.astype("f4")
         assert found.accuracy.sel(layer=layer) == pytest.approx(by_hand(X, ds.label.values, folds))
+    lengths = np.array([[len(text), n] for text, n in zip(ds.text.values, ds.n_tokens.values, strict=True)], "f8")
+    assert found["length"] == pytest.approx(by_hand(lengths, ds.label.values, folds, C=1, tol=1e-4))
     assert (found.shuffled < 0.6).all()
     assert found.text < 0.6
+
+
+@pytest.mark.parametrize("told_by", ["characters", "tokens", "nothing"])
+def test_a_label_that_the_length_alone_tells(store: Path, told_by: str) -> None:
+    ds = featurestore.open_store(store).sel(layer=[0])
+    labels = np.arange(20) % 2
+    long = labels if told_by == "characters" else np.zeros(20, int)
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice([*"abcdefghijklm"], 30 + 30 * one)) for one in long]  # each a word of its own
+    n_tokens = 7 + (labels if told_by == "tokens" else np.zeros(20, int))
+    coords = {"label": labels, "text": texts, "n_tokens": n_tokens}
+    ds = ds.assign_coords({name: ("sentence", values) for name, values in coords.items()})
+    found = featurestore.separability(ds, folds=5, repeats=2)
+    assert found["length"] == (0.5 if told_by == "nothing" else 1)
+    assert found.text <= 0.6
+    said = "".join(of_baselines(found))
+    perfect = found.assign(accuracy=("layer", [1.0]), accuracy_error=("layer", [0.0]))
+    if told_by == "nothing":
+        assert not said
+        assert exceeds_without_model(perfect)
+    else:
+        assert "without the model, the length alone, reaches 100 ± 0 %; chance is 50 %" in said
+        assert not exceeds_without_model(perfect)
+
+
+def test_the_standard_error_of_the_length(store: Path) -> None:
+    """Of one round: the recalls of four labels of five sentences each, no two of which are nearly the same."""
+    ds = featurestore.open_store(store).sel(layer=[0])
+    ds = ds.assign_coords(n_tokens=("sentence", np.random.default_rng(0).integers(5, 9, 20)))
+    found = featurestore.separability(ds, folds=2, repeats=1)
+    y, fold = ds.label.values, split(ds, SplitOptions(folds=2)).fold
+    X = np.array([[len(text), n] for text, n in zip(ds.text.values, ds.n_tokens.values, strict=True)], "f8")
+    right = np.zeros(20)
+    for number in range(2):
+        test = fold == number
+        scaler = StandardScaler().fit(X[~test])
+        model = LogisticRegression(class_weight="balanced").fit(scaler.transform(X[~test]), y[~test])
+        right[test] = model.predict(scaler.transform(X[test])) == y[test]
+    assert found["length"] == pytest.approx(right.mean())
+    assert 0 < right.mean() < 1
+    variances = [right[y == label].var() / 5 for label in range(4)]
+    assert found.length_error == pytest.approx(np.sqrt(sum(variances) / 16 * 20 / 19))
 
 
 def test_the_standard_error_is_that_over_sentences(store: Path) -> None:
@@ -139,6 +185,7 @@ def test_texts_without_words_say_nothing(store: Path, n_words: int) -> None:
     texts = ["word" if row < n_words else chr(0x2190 + row) * 9 for row in range(20)]
     found = featurestore.separability(ds.assign_coords(text=("sentence", texts)), folds=2, repeats=1)
     assert np.isnan([found.text, found.text_error]).all()
+    assert "without the model, the length alone, reaches" in without_model(found)
     assert found.accuracy.item() == 1
 
 
@@ -157,5 +204,7 @@ def test_what_cannot_be_told_apart_is_refused(store: Path) -> None:
             featurestore.separability(lacking)
         with pytest.raises(featurestore.SelectionError, match=words):
             featurestore.fisher_ratio(lacking)
+    with pytest.raises(featurestore.SelectionError, match="no coordinate n_tokens"):
+        featurestore.separability(ds.drop_vars("n_tokens"))
     with pytest.raises(featurestore.SelectionError, match="too few"):
         featurestore.separability(ds.isel(sentence=slice(0, 3)))

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-_TEXT_COLOR = "#d55e00"
+_WITHOUT_MODEL = (("text", "words alone", "#d55e00", "-."), ("length", "length alone", "#009e73", "--"))
+"""Baselines that need no model: name, label, colour and line, so that they differ without colours, too."""
 
 
 def separability(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress = lambda *_: None) -> Axes:
-    """Draw how well a probe tells the labels from each layer, beside chance and what the words alone tell.
+    """Draw how well a probe tells the labels from each layer, beside chance and what words or length alone tell.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def separability(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress =
         found = ds if "accuracy" in ds else separating.separability(ds, progress=progress)
         found = found * 100
         layers = found["layer"].values
-        lines = [
+        lines: list[Any] = [
             ax.errorbar(
                 layers, found[name].values, found[f"{name}_error"].values, color=color, marker=marker, label=label,
                 capsize=1.5, elinewidth=0.7, zorder=3,
@@ -59,16 +60,15 @@ def separability(ds: xr.Dataset, *, ax: Axes | None = None, progress: Progress =
                 ("shuffled", style.QUIET, "s", "the same, shuffled labels"),
             )
         ]  # fmt: skip
-        text, error = float(found["text"]), float(found["text_error"])
-        ax.axhspan(text - error, text + error, color=_TEXT_COLOR, alpha=0.25, linewidth=0)
-        words = ax.axhline(text, color=_TEXT_COLOR, linestyle="-.", label="words of the text")
-        chance = ax.axhline(float(found["chance"]), color=style.INK, linestyle=":", linewidth=0.8, label="chance")
+        lines.append(ax.axhline(float(found["chance"]), color=style.INK, linestyle=":", linewidth=0.8, label="chance"))
+        for name, label, color, line in _WITHOUT_MODEL:
+            accuracy, error = float(found[name]), float(found[f"{name}_error"])
+            ax.axhspan(accuracy - error, accuracy + error, color=color, alpha=0.2, linewidth=0)
+            lines.append(ax.axhline(accuracy, color=color, linestyle=line, label=label))
         ax.set_ylim(0, 100)
         ax.set_ylabel("balanced accuracy, %")
         style.layer_axis(ax, layers)
-        style.legend_above(
-            ax, f"final token, {_used(found)}; ± standard error{_too_small(found)}", 2, handles=[*lines, words, chance]
-        )
+        style.legend_above(ax, f"final token, {_used(found)}; ± standard error{_too_small(found)}", 2, handles=lines)
     return ax
 
 
