@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 import pkgutil
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ ELSEWHERE = {
     "uv run --group test benchmarks/features.py",
     "uv run --group test benchmarks/main_job.py",
     "uv run --group test benchmarks/sweep.py",
+    "uv run --group test benchmarks/tokens.py",
 }
 """Commands that test or take long: they are run by hand, and by the checks."""
 
@@ -52,10 +55,12 @@ def commands(block: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the examples and the store of the sample, which all pages share."""
+    """A working folder with the examples, the store of the sample and those of its halves, which all pages share."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "examples").symlink_to(ROOT / "examples")
     featurestore.ingest(folder / "examples" / "dishonesty", folder / "stores" / "dishonesty.zarr")
+    with contextlib.chdir(folder):
+        exec(next(block for language, block in blocks("docs/questions.md") if language == "python"), {})
     return folder
 
 
@@ -82,6 +87,8 @@ def test_page_runs_as_written(page: str) -> None:
                 done = featurestore.sweep("recipe.yaml")
                 assert done.datasets
                 assert not done.in_state("unfit")
+            case "py":  # needs what is not installed here
+                compile(block, page, "exec")
             case _:
                 pytest.fail(f"{page}: neither sh, python nor yaml, so nothing would run it: {block}")
 
@@ -119,7 +126,7 @@ def test_the_readme_tells_of_every_strategy() -> None:
     assert {name.strip("`") for name, *_ in table("README.md", "strategy")} == {*registry.registered()}
 
 
-def test_every_array_of_a_dataset_is_explained() -> None:
+def test_every_array_of_a_dataset_is_explained(tmp_path: Path) -> None:
     cells = [cell for row in table("docs/datasets.md", "array") for cell in row]
     explained = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     common: dict[str, Any] = {"test_size": 0.25, "folds": 2, "group_by": "n_tokens", "output": "all.npz"}
@@ -128,25 +135,45 @@ def test_every_array_of_a_dataset_is_explained() -> None:
     options: dict[str, dict[str, Any]] = {
         "hidden-to-feature": {**feature, "tokens": "all", "target_tokens": "max", "drop_short": True},
         "activation-to-concept": {"layer": 15, "normalize": "minmax", **labels, "control": "shuffled-labels"},
-        "hidden-to-concept": {"layers": "5,15", "combine": "difference", "classes": "0=0,3=1"},
+        "hidden-to-concept": {"layers": "5,15", "combine": "difference", "classes": "0=0,3=1", "reduce": "pca-2"},
+        "hidden-sequence-to-concept": {"layer": 15, "special": True},
     }
     for strategy, own in options.items():
         featurestore.build("stores/dishonesty.zarr", strategy, overwrite=True, **common, **own)
         with np.load("all.npz") as arrays:
             assert set(arrays.files) <= explained
+    for file in sorted(Path("examples/dishonesty").glob("*.npz"))[:2]:  # of which one is in the first half
+        shutil.copy(file, tmp_path)
+    stores: list[str | Path] = ["stores/first.zarr", tmp_path]
+    featurestore.build(
+        stores, "embedding-to-concept", y="store", test_store=tmp_path.name, drop_nonfinite=True, output="all.npz",
+        overwrite=True,
+    )  # fmt: skip
+    with np.load("all.npz") as arrays:
+        assert len(arrays["meta_near_duplicate_sentence_indices"]) == 1
+        assert set(arrays.files) <= explained
 
 
-QUESTIONS = table("docs/questions.md", "question")
+def questions() -> list[tuple[str, str]]:
+    """Beginning and options of each command in the tables of questions."""
+    found, beginning = [], ""
+    for line in (ROOT / "docs" / "questions.md").read_text().splitlines():
+        if line.startswith("| question"):
+            beginning = line.split("`")[1]
+        elif line.startswith("| ") and beginning:
+            found.append((beginning, line.split("`")[1]))
+        else:
+            beginning = beginning if line.startswith("|---") else ""
+    return found
 
 
-@pytest.mark.parametrize("options", [cells[1].strip("`") for cells in QUESTIONS])
-def test_every_question_has_a_command(options: str) -> None:
-    head = next(line for line in (ROOT / "docs/questions.md").read_text().splitlines() if line.startswith("| question"))
-    run(f"{head.split('`')[1]} {options}")
+@pytest.mark.parametrize(("beginning", "options"), questions())
+def test_every_question_has_a_command(beginning: str, options: str) -> None:
+    run(f"{beginning} {options}")
 
 
 def test_the_questions_name_every_option() -> None:
-    asked = {word for cells in QUESTIONS for word in cells[1].strip("`").split()}
+    asked = {word for _, options in questions() for word in options.split()}
     assert asked >= {f"--{name.replace('_', '-')}" for name in OPTIONS}
 
 

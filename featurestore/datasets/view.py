@@ -288,7 +288,7 @@ class StoreView:
             labels = self.outcomes(plan.choices)  # before they are mapped, so that sides do not depend on classes
             with lacking(self.path):
                 divided = splits.split(relabelled(self.ds, labels, None), plan.split)
-            self._splits[key] = replace(divided, stratified_by=f"the labels {labels.column}") if labels else divided
+            self._splits[key] = replace(divided, stratified_by=labels.said) if labels else divided
         return self._splits[key]
 
     def training_rows(self, plan: Plan) -> Array:

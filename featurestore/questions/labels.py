@@ -52,6 +52,11 @@ class Labels:
     column: str
     digest: str
 
+    @property
+    def said(self) -> str:
+        """What they are, in words."""
+        return f"the labels {self.column}" if self.digest else "the store"
+
 
 def read_labels(ds: xr.Dataset, labels_from: str) -> Labels:
     """Read the labels of the sentences of a store from a file.

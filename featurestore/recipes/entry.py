@@ -224,7 +224,8 @@ def read_usual(given: Mapping[str, Node], usual: Usual) -> Usual:
             if name == "normalize":
                 methods = tuple(item.choice(NORMALIZATIONS) for item in node.items())
             elif name == "controls":
-                controls = tuple(dict.fromkeys(item.choice(CONTROLS) for item in node.items()))
+                named = node.items() if node.value != [] else []  # which switches off those of the recipe
+                controls = tuple(dict.fromkeys(item.choice(CONTROLS) for item in named))
             else:
                 choices[name] = [_choice(name, item) for item in node.items()]
     faults.check()

@@ -176,7 +176,8 @@ def _usual() -> dict[str, Any]:
     return usual | {
         "normalize": _described(_one_or_more({"enum": list(NORMALIZATIONS)}), "How X is normalized."),
         "controls": _described(
-            _one_or_more({"enum": list(CONTROLS)}), "What is built beside each dataset: what a probe finds by chance."
+            {"anyOf": [{"enum": list(CONTROLS)}, {"type": "array", "items": {"enum": list(CONTROLS)}}]},
+            "What is built beside each dataset: what a probe finds by chance; an empty list for nothing.",
         ),
     }
 

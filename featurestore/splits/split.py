@@ -254,6 +254,11 @@ def _impossible(units: NDArray[np.int64], options: SplitOptions) -> SelectionErr
     asked = ", ".join(spelled(name, value) for name, value in sizes.items() if value is not None)
     if largest < 2:
         return SelectionError(f"{asked}: {n} sentences are too few; ask for fewer or larger parts, or ingest more")
+    if options.test_store is not None and options.folds is None:
+        return SelectionError(
+            f"{asked}: every test sentence has a near-duplicate (or a member of its group) in training, so none is left; "
+            "choose another store"
+        )
     kin = "near-duplicates" if options.group_by is None else "near-duplicates or members of one group"
     return SelectionError(
         f"{asked}: the {n} sentences form {len(np.unique(units))} groups of {kin}, and the largest holds {largest}: "

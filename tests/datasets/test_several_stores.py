@@ -63,13 +63,21 @@ def test_the_mean_over_tokens_of_stores_of_other_lengths(work: Path) -> None:
 
 
 def test_which_store_it_is(work: Path) -> None:
-    dataset = featurestore.build(["harm", "care"], "embedding-to-concept", y="store", test_size=0.3, seed=2)
+    featurestore.build(["harm", "care"], "embedding-to-concept", y="store", test_size=0.3, seed=2, output="which.npz")
+    dataset = featurestore.load_dataset("which.npz")
     assert dataset.y.tolist() == [["harm", "care"].index(trait) for trait, _ in rows(dataset)]
     assert dataset.metadata["label_names"].tolist() == ["harm", "care"]
+    assert dataset.metadata["y"] == "store"
     only = featurestore.build(
         ["harm", "care"], "embedding-to-concept", y="store", where=["label=3", "n_tokens=2-5"], normalize="none"
     )
     assert rows(only) == [(t, i) for t in ("harm", "care") for i, n in enumerate(LENGTHS[t]) if i % 4 == 3 and n <= 5]
+
+
+def test_the_report_counts_the_sentences_of_each_store(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    featurestore.build(["care", "harm"], "embedding-to-concept", test_store="harm")
+    assert "8 sentences for training, 5 for testing; 1 test sentences left out" in caplog.text
 
 
 @pytest.mark.parametrize("named", ["harm", "stores/harm.zarr", Path("harm")])
