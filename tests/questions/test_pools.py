@@ -173,9 +173,9 @@ def test_a_pool_in_a_recipe_is_what_build_makes(pools: Pools, tmp_path: Path) ->
 
 def test_what_open_stores_returns_is_no_store(pools: Pools) -> None:
     ds = featurestore.open_stores(list(pools.stores.values()))
-    for given in (ds, ds.sel(sentence=ds.store == "harm")):
+    for opened in (ds, ds.sel(sentence=ds.store == "harm")):
         with pytest.raises(featurestore.ParameterError, match="several stores; pass a list of their paths, and where="):
-            featurestore.build(given, "embedding-to-concept")
+            featurestore.build(opened, "embedding-to-concept")
 
 
 def test_test_rows_with_a_part_in_the_statistics_are_warned_of(
