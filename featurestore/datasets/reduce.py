@@ -127,7 +127,7 @@ class Reduction:
 
 def check_fit(asked: Components, n: int, d: int) -> str:
     """Say why n training rows of d columns cannot be reduced so, or nothing."""
-    spare = 2 if asked.method == "umap" else 1  # centred rows have one direction less than there are rows
+    spare = 2 if asked.method == "umap" else 0  # which needs more rows than components
     if asked.count + spare <= n and asked.count <= d:
         return ""
     fewest = f"at least {asked.count + spare} training rows and {asked.count} columns"

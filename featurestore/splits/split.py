@@ -256,7 +256,7 @@ def _impossible(units: NDArray[np.int64], options: SplitOptions) -> SelectionErr
         return SelectionError(f"{asked}: {n} sentences are too few; ask for fewer or larger parts, or ingest more")
     if options.test_store is not None and options.folds is None:
         return SelectionError(
-            f"{asked}: every test sentence has a near-duplicate (or a member of its group) in training, so none is left; "
+            f"{asked}: every test sentence has a near-duplicate (or a member of its group) in training: none is left; "
             "choose another store"
         )
     kin = "near-duplicates" if options.group_by is None else "near-duplicates or members of one group"
