@@ -76,7 +76,7 @@ def _kept(loaded: Loaded) -> tuple[Array, Array]:
     if not len(kept):
         raise SelectionError(f"{loaded.view.path}: {preflight.obstacle(loaded)}")
     if len(bad) == 0:
-        return selected.order, bad
+        return selected.rows.order, bad
     what = "NaN or infinite values, or some beyond float32 or int64"
     found = f"{len(bad)} of {len(np.unique(selected.sentences))} sentences have {what} ({told(loaded.view.ds, bad)})"
     if not loaded.plan.drop_nonfinite:
@@ -85,7 +85,7 @@ def _kept(loaded: Loaded) -> tuple[Array, Array]:
         )
     if not kept.any():
         raise NonFiniteError(f"{found}, so none is left; extract them again in float32")
-    return selected.order[kept[selected.order]], bad
+    return selected.rows.order[kept[selected.rows.order]], bad
 
 
 def _outcome(loaded: Loaded, rows: Array) -> Array:

@@ -40,6 +40,30 @@ class Population(NamedTuple):
     usable: Array
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What k rows are of; the same for all datasets of the same sentences and tokens.
+
+    Attributes
+    ----------
+    positions : ndarray, (k,) int
+        Where the sentence of each row stands in the store.
+    sentences : ndarray, (k,) int64
+        Its sentence_index.
+    tokens : ndarray, (k,) int64, or None
+        The label of its token, where a row is one.
+    """
+
+    positions: Array
+    sentences: Array
+    tokens: Array | None
+
+    @cached_property
+    def order(self) -> Array:
+        """The rows in the order of their sentence_index, then of reading, (k,) int."""
+        return np.lexsort((self.sentences,) if self.tokens is None else (self.tokens, self.sentences))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Selected:
     """X and y of a plan, lazy: k rows, each of a sentence, or of a token.
@@ -48,12 +72,8 @@ class Selected:
     ----------
     aligned : Aligned
         What the strategy has selected.
-    positions : ndarray, (k,) int
-        Where the sentence of each row stands in the store.
-    sentences : ndarray, (k,) int64
-        Its sentence_index.
-    tokens : ndarray, (k,) int64, or None
-        The label of its token, where a row is one.
+    rows : Rows
+        What each row is of.
     short, left_out : ndarray, (m,) int64
         Sentences of the population that are no rows: those with too few tokens, and all others, such as those
         without a label.
@@ -70,9 +90,7 @@ class Selected:
     """
 
     aligned: Aligned
-    positions: Array
-    sentences: Array
-    tokens: Array | None
+    rows: Rows
     short: Array
     left_out: Array
     real: tuple[da.Array, ...]
@@ -81,10 +99,20 @@ class Selected:
     own_outcome: bool
     densest: int | None
 
-    @cached_property
-    def order(self) -> Array:
-        """The rows in the order of their sentence_index, then of reading, (k,) int."""
-        return np.lexsort((self.sentences,) if self.tokens is None else (self.tokens, self.sentences))
+    @property
+    def positions(self) -> Array:
+        """As of `Rows`."""
+        return self.rows.positions
+
+    @property
+    def sentences(self) -> Array:
+        """As of `Rows`."""
+        return self.rows.sentences
+
+    @property
+    def tokens(self) -> Array | None:
+        """As of `Rows`."""
+        return self.rows.tokens
 
     @property
     def width(self) -> int:
@@ -99,7 +127,13 @@ class Selected:
 
 
 def select(
-    aligned: Aligned, choices: Choices, ds: xr.Dataset, population: Population, *, sequences: bool = False
+    aligned: Aligned,
+    choices: Choices,
+    ds: xr.Dataset,
+    population: Population,
+    known: dict[str, Rows],
+    *,
+    sequences: bool = False,
 ) -> Selected:
     """Make the rows of a dataset of what its strategy has selected. Lazy.
 
@@ -113,6 +147,8 @@ def select(
         The store.
     population : Population
         Its sentences that are asked for, and may be rows.
+    known : dict of str to Rows
+        Rows that other datasets have; those of this one are added.
     sequences : bool
         Whether each token is a row for the time being, of which sequences are made in the end.
 
@@ -135,17 +171,11 @@ def select(
     sides = [_rows(block, of, across, across, counts) for block, of in zip(X, dims, strict=False)]
     columns = [block for token in zip_longest(*sides) for block in token if block is not None]
     targets = _rows(of_rows(da.asarray(aligned.y.data), kept), aligned.y.dims, choices.target_tokens, across, counts)
-    rows, tokens = np.arange(len(positions)), None
-    if across.how == "all":
-        rows, at = each_token(counts)
-        tokens = ds["token"].values[at]
     calculated = across.how == "mean" or choices.combine != "concat"
     real = tuple(_flat(_rounded(block) if calculated else _floating(block)) for block in columns)
     return Selected(
         aligned=aligned,
-        positions=positions[rows],
-        sentences=ds["sentence"].values[positions[rows]],
-        tokens=tokens,
+        rows=_rows_of(positions, counts if across.how == "all" else None, ds, known),
         short=np.sort(aligned.sentences[few]),
         left_out=left_out,
         real=real,
@@ -154,6 +184,18 @@ def select(
         own_outcome="token" in aligned.y.dims and choices.target_tokens.how == "all",
         densest=aligned.densest,
     )
+
+
+def _rows_of(positions: Array, counts: Array | None, ds: xr.Dataset, known: dict[str, Rows]) -> Rows:
+    """Return a row for each sentence, or with counts for each of its tokens that count."""
+    key = hashlib.sha256(positions.tobytes() + (b"" if counts is None else counts.tobytes())).hexdigest()
+    if key not in known:
+        tokens = None
+        if counts is not None:
+            rows, at = each_token(counts)
+            positions, tokens = positions[rows], ds["token"].values[at]
+        known[key] = Rows(positions, ds["sentence"].values[positions], tokens)
+    return known[key]
 
 
 def controlled(selected: Selected, control: str | None, seed: int, ds: xr.Dataset) -> Selected:

@@ -15,7 +15,7 @@ from featurestore.datasets.fingerprints import fingerprint, sentences_digest, st
 from featurestore.datasets.plans import Plan
 from featurestore.datasets.ranking import Target, rank
 from featurestore.datasets.reuse import check_input, fitted_on
-from featurestore.datasets.selected import Population, Selected, controlled, select
+from featurestore.datasets.selected import Population, Rows, Selected, controlled, select
 from featurestore.errors import SelectionError, StrategyError, lacking, some, spelled
 from featurestore.questions.choices import Choices
 from featurestore.questions.labels import Labels, read_labels, relabelled, store_labels
@@ -98,6 +98,7 @@ class StoreView:
         self.digest = self.digest_of(np.arange(len(self.sentences)))
         self._aligned: dict[str, Aligned] = {}
         self._selected: dict[str, Selected] = {}
+        self._rows: dict[str, Rows] = {}
         self._warned: set[str] = set()
         self._rankings: dict[tuple[Any, ...], list[Target]] = {}
         self._labels: dict[str, Labels] = {}
@@ -140,7 +141,7 @@ class StoreView:
             with lacking(self.path):
                 population, sequences = self.population(plan), plan.strategy.sequences
                 try:
-                    selected = select(aligned, choices, self.ds, population, sequences=sequences)
+                    selected = select(aligned, choices, self.ds, population, self._rows, sequences=sequences)
                 except StrategyError as error:
                     raise StrategyError(f"{plan.strategy.name}: {error}") from None
                 self._selected[plan.selection] = controlled(selected, choices.control, plan.seed, self.ds)
@@ -243,16 +244,29 @@ class StoreView:
         if plan.stats_from is not None:
             check_input(plan.choices, selected, plan.stats_from)
             self._warn_of_test_rows(plan, plan.stats_from)
+            self._warn_of_other_numbers(plan, plan.stats_from)
+
+    def _warn_of_other_numbers(self, plan: Plan, other: Dataset) -> None:
+        labels = self.outcomes(plan.choices)
+        theirs = np.asarray(other.metadata.get("label_names", ())).tolist()
+        if labels and theirs and not plan.choices.classes and theirs != [*labels.names]:
+            found = f"{some(theirs)} there, {some(labels.names)} here"
+            what = f"labels have other numbers than in its y: {found}; number them by {spelled('classes')}"
+            self._warn(f"{spelled('stats_from')}: {what}")
+
+    def _warn(self, what: str) -> None:
+        """Warn once."""
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("%s", what)
 
     def _warn_of_test_rows(self, plan: Plan, other: Dataset) -> None:
         if (divided := self.split(plan)) is None:
             return
         test = self.sentences[~divided.train & ~divided.out]
         n = len(fitted_on(other.metadata) & {*self.named(test)})
-        found = f"its statistics include {n} of the {len(test)} test sentences"
-        if n and found not in self._warned:
-            self._warned.add(found)
-            logger.warning("%s: %s", spelled("stats_from"), found)
+        if n:
+            self._warn(f"{spelled('stats_from')}: its statistics include {n} of the {len(test)} test sentences")
 
     def rank(self, by: str, layers: Sequence[int], top: int, rows: Array, plan: Plan, min_active: int) -> list[Target]:
         """Find the features that rank first in the training rows among some (see `featurestore.datasets.ranking.rank`).

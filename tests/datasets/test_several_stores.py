@@ -121,6 +121,22 @@ def test_labels_by_text(work: Path) -> None:
         featurestore.build(["care", "harm"], "embedding-to-concept", labels_from="index.csv:mood")
 
 
+def test_names_of_labels_that_have_other_numbers_are_warned_of(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = {"care": ["no", "yes"], "harm": ["maybe", "no", "yes"]}
+    lines = ["sentence,mood"]
+    lines += [f'"{arrays(trait, i)["sentence"]}",{names[trait][i % len(names[trait])]}' for trait, i in ALL]
+    Path("mood.csv").write_text("\n".join(lines))
+    options: dict[str, Any] = {"labels_from": "mood.csv:mood"}
+    featurestore.build("care", "embedding-to-concept", output="s.npz", **options)
+    for more, warned in (({}, True), ({"classes": "no=0,yes=1"}, False)):
+        caplog.clear()
+        featurestore.build("harm", "embedding-to-concept", stats_from="s.npz", **options, **more)
+        found = [record.getMessage() for record in caplog.records if "other numbers" in record.getMessage()]
+        assert [text.partition("y: ")[2] for text in found] == [
+            "no, yes there, maybe, no, yes here; number them by classes="
+        ] * warned
+
+
 def test_a_pool_in_a_recipe(work: Path) -> None:
     for name in LENGTHS:
         feature = {"care": 3, "harm": 8}[name]
