@@ -128,9 +128,9 @@ def test_names_of_labels_that_have_other_numbers_are_warned_of(work: Path, caplo
     Path("mood.csv").write_text("\n".join(lines))
     options: dict[str, Any] = {"labels_from": "mood.csv:mood"}
     featurestore.build("care", "embedding-to-concept", output="s.npz", **options)
-    for more, warned in (({}, True), ({"classes": "no=0,yes=1"}, False)):
+    for classes, warned in ((None, True), ("no=0,yes=1", False)):
         caplog.clear()
-        featurestore.build("harm", "embedding-to-concept", stats_from="s.npz", **options, **more)
+        featurestore.build("harm", "embedding-to-concept", stats_from="s.npz", classes=classes, **options)
         found = [record.getMessage() for record in caplog.records if "other numbers" in record.getMessage()]
         assert [text.partition("y: ")[2] for text in found] == [
             "no, yes there, maybe, no, yes here; number them by classes="
