@@ -170,6 +170,8 @@ def lacking(store: object) -> Iterator[None]:
     try:
         yield
     except SelectionError as error:
+        if str(error).startswith(f"{store}: "):
+            raise
         raise SelectionError(f"{store}: {error}") from None
 
 

@@ -146,11 +146,14 @@ def test_every_array_of_a_dataset_is_explained(tmp_path: Path) -> None:
         shutil.copy(file, tmp_path)
     stores: list[str | Path] = ["stores/first.zarr", tmp_path]
     featurestore.build(
-        stores, "embedding-to-concept", y="store", test_store=tmp_path.name, drop_nonfinite=True, output="all.npz",
-        overwrite=True,
-    )  # fmt: skip
+        stores, "embedding-to-concept", test_store=tmp_path.name, drop_nonfinite=True, output="all.npz", overwrite=True
+    )
     with np.load("all.npz") as arrays:
         assert len(arrays["meta_near_duplicate_sentence_indices"]) == 1
+        assert set(arrays.files) <= explained
+    featurestore.build(stores, "embedding-to-concept", y="store", output="all.npz", overwrite=True)
+    with np.load("all.npz") as arrays:
+        assert "meta_y" in arrays.files
         assert set(arrays.files) <= explained
 
 

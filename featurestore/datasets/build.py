@@ -17,7 +17,7 @@ from featurestore.datasets.journal import Journal, statistics_file, tables
 from featurestore.datasets.plans import Plan, default_output, read_seed, split_options
 from featurestore.datasets.raw import probe, read
 from featurestore.datasets.view import StoreView
-from featurestore.errors import ParameterError, SelectionError, brief, spelled
+from featurestore.errors import ParameterError, SelectionError, brief, shortened, spelled
 from featurestore.paths import PathLike, is_url
 from featurestore.questions.choices import Choices
 from featurestore.questions.rows import store_of
@@ -29,7 +29,6 @@ from featurestore.strategies.registry import OWN
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -157,9 +156,9 @@ def build(
     SourceError, NpzError
         As `ingest`, for a folder.
     """
-    sentences = None
+    part = None
     if not isinstance(store, str | os.PathLike | Sequence):
-        store, sentences = store_of(store)
+        part, store = store, store_of(store)
     plan = plan_of(
         strategy, options, where=where, drop_short=drop_short, drop_nonfinite=drop_nonfinite, tokens=tokens,
         special=special, combine=combine, normalize=normalize, stats_from=stats_from, reduce=reduce,
@@ -169,7 +168,7 @@ def build(
     )  # fmt: skip
     path = None if output is None else check_output(output)
     found = find_stores(store, storage_options=storage_options, wait=wait)
-    return build_plan(StoreView(found), plan, path, overwrite=overwrite, sentences=sentences)
+    return build_plan(StoreView(found), plan, path, overwrite=overwrite, part=part)
 
 
 def build_file(
@@ -270,11 +269,11 @@ def build_plan(
     output: Path | None = None,
     *,
     overwrite: bool = False,
-    sentences: NDArray[np.int64] | None = None,
+    part: xr.Dataset | None = None,
 ) -> Dataset:
-    """Build the dataset of a validated plan, of some sentences alone if they are given; otherwise as `build`."""
-    if sentences is not None:
-        plan = plan.within(view.those_of(sentences))
+    """Build the dataset of a validated plan, of the sentences of a part alone if there is one; otherwise as `build`."""
+    if part is not None:
+        plan = plan.within(view.those_of(part))
     view.check(plan)
     probed = probe(view, [plan])
     if not len(probed[0].kept):
@@ -283,6 +282,10 @@ def build_plan(
     dataset, n_constant = assemble(loaded)
     if divided := view.split(plan):
         logger.info("%s", divided.report_of(np.isin(view.sentences, loaded.selected.sentences[loaded.kept])))
+    if (names := dataset.metadata.get("label_names")) is not None:
+        logger.info(
+            "y: %s", ", ".join(f"{number}={shortened(name)}" for number, name in enumerate(names.tolist()[:20]))
+        )
     if n_constant:
         logger.warning("%d of %d columns of X are constant", n_constant, dataset.normalization.width)
     if fault := preflight.problem(loaded, MIN_ACTIVE):

@@ -96,6 +96,9 @@ class Plan:
         if stats_from is not None:
             check_statistics(stats_from, strategy, normalize, choices.reduce)
             normalize = stats_from.normalization.method
+        if choices.y == "store" and split and split.test_store is not None:
+            both = f"{spelled('y', 'store')} and {spelled('test_store')}"
+            raise ParameterError(f"{both}: no test row would be of a store that is learned; leave one of them out")
         return cls(
             strategy=chosen,
             arguments=chosen.arguments(options),

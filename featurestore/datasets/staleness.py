@@ -53,6 +53,8 @@ class Present:
             reasons = ["the fingerprint is another"]
         if not reasons and code and name not in self._strategies:
             return "unknown", f"the code of {name} is not known here; name its plugin"
+        if not reasons and labels and not any(file.kind == "labels" for file in self._used(path, made_of)):
+            return "unknown", "where the file of its labels is, is not noted beside it"
         return "stale" if reasons else "current", "; ".join(reasons)
 
     def _digest(self, store: str, recorded: Mapping[str, Any]) -> str | None:

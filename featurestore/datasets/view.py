@@ -18,7 +18,7 @@ from featurestore.datasets.reuse import check_input, fitted_on
 from featurestore.datasets.selected import Population, Rows, Selected, controlled, select
 from featurestore.errors import SelectionError, StrategyError, lacking, some, spelled
 from featurestore.questions.choices import Choices
-from featurestore.questions.labels import Labels, read_labels, relabelled, store_labels
+from featurestore.questions.labels import Labels, crossed, read_labels, relabelled, store_labels
 from featurestore.questions.rows import Condition, met
 from featurestore.questions.tokens import FINAL
 from featurestore.splits import split as splits
@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 logger = logging.getLogger(__name__)
+
+
+_OWN_VALUES = {
+    "source_digest": "keep the coordinate sentence as it was opened",
+    "label": "save other labels in a CSV file, and name it as labels_from",
+}
+"""Coordinates by which a dataset that was changed since it was opened is told, and what to do instead."""
 
 
 def _opened(stores: Sequence[Location]) -> xr.Dataset:
@@ -213,22 +220,28 @@ class StoreView:
         usable = asked & self.labelled(plan.choices)["has_label"].values if plan.choices.classes else asked
         return Population(asked, usable)
 
-    def those_of(self, sentences: Array) -> Condition | None:
-        """Return the condition that leaves some sentences; none if these are all there are.
+    def those_of(self, part: xr.Dataset) -> Condition | None:
+        """Return the condition that leaves the sentences of a dataset of this store; none if these are all there are.
 
         Raises
         ------
         SelectionError
-            If one is not in the store, or there are none.
+            If one is not in the store, or there are none, or they have been numbered or labelled otherwise.
         """
+        sentences = np.atleast_1d(part["sentence"].values)
         if len(foreign := np.setdiff1d(sentences, self.sentences)) or not len(sentences):
             found = f"found sentence_index {some(foreign)}" if len(foreign) else "found none"
             raise SelectionError(
                 f"{self.path}: expected sentences of the store, {found}; open it again and select some"
             )
-        return (
-            None if len(sentences) == len(self.sentences) else Condition("sentence", tuple(np.sort(sentences).tolist()))
-        )
+        order = np.argsort(self.sentences)
+        at = order[np.searchsorted(self.sentences, sentences, sorter=order)]
+        for name, instead in _OWN_VALUES.items():
+            if name in part.coords and not np.array_equal(np.atleast_1d(part[name].values), self.ds[name].values[at]):
+                found = f"its {name} is another than that of the store, whose values are used"
+                raise SelectionError(f"{self.path}: the dataset was changed: {found}; {instead}")
+        everything = len(sentences) == len(self.sentences)
+        return None if everything else Condition("sentence", tuple(np.sort(sentences).tolist()))
 
     def check(self, plan: Plan) -> None:
         """Check a plan against the store, without reading what is to be built.
@@ -300,6 +313,8 @@ class StoreView:
         key = plan.split, plan.choices.y, plan.choices.labels_from
         if key not in self._splits:
             labels = self.outcomes(plan.choices)  # before they are mapped, so that sides do not depend on classes
+            if labels and plan.choices.y == "store":
+                labels = crossed(labels, self.ds)
             with lacking(self.path):
                 divided = splits.split(relabelled(self.ds, labels, None), plan.split)
             self._splits[key] = replace(divided, stratified_by=labels.said) if labels else divided

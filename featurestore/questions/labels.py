@@ -9,7 +9,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +55,7 @@ class Labels:
     @property
     def said(self) -> str:
         """What they are, in words."""
-        return f"the labels {self.column}" if self.digest else "the store"
+        return f"the labels {self.column}" if self.digest else "the store and the label"
 
 
 def read_labels(ds: xr.Dataset, labels_from: str) -> Labels:
@@ -126,6 +126,12 @@ def store_labels(ds: xr.Dataset, names: Sequence[str]) -> Labels:
     numbers = {name: number for number, name in enumerate(names)}
     values = np.array([numbers[name] for name in ds["store"].values.tolist()], np.int64)
     return Labels(values=values, has=np.ones(len(values), np.bool_), names=tuple(names), column="store", digest="")
+
+
+def crossed(labels: Labels, ds: xr.Dataset) -> Labels:
+    """Return a label for each pair of a label and one of a store, by which a split divides both evenly."""
+    pairs = np.stack([labels.values, ds["label"].values])
+    return replace(labels, names=(), values=np.unique(pairs, axis=1, return_inverse=True)[1].astype(np.int64))
 
 
 @dataclass(frozen=True)

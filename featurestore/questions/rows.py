@@ -166,6 +166,10 @@ def met(ds: xr.Dataset, conditions: Iterable[Condition]) -> NDArray[np.bool_]:
 
 
 def _coordinate(ds: xr.Dataset, name: str, condition: Condition) -> NDArray[Any]:
+    if name == "sentence_index" and name not in ds.coords:
+        name = "sentence"  # which of one store is the same
+    if name == "label_name" and name not in ds.coords:
+        raise SelectionError(f"has no names of labels; take labels that have some: {spelled('labels_from')}")
     if name not in ds.coords:
         asks = f"which {spelled('where')} asks for ({shortened(condition)})"
         raise SelectionError(f"has no coordinate {name}, {asks}; leave that out")
@@ -198,8 +202,8 @@ def told(ds: xr.Dataset, sentences: NDArray[np.int64]) -> str:
     return f"sentence_index {some(f'{index} of {store}' for index, store in named)}"
 
 
-def store_of(ds: xr.Dataset) -> tuple[str, NDArray[np.int64]]:
-    """Tell which store a dataset of xarray was opened from, and which of its sentences it has; values are not read.
+def store_of(ds: xr.Dataset) -> str:
+    """Tell which store a dataset of xarray was opened from, and check that it says its sentences; values are not read.
 
     xarray keeps the store along with what selects, sorts, adds or drops; not along with `where`, `map`, `astype`,
     `fillna`, `merge`, `drop_encoding`, and `to_dataset` of an array.
@@ -213,8 +217,6 @@ def store_of(ds: xr.Dataset) -> tuple[str, NDArray[np.int64]]:
     -------
     str
         Path or URL of the store, without passwords and queries.
-    ndarray, (n,) int64
-        The sentence_index of each sentence, in the order of `ds`; of one that was selected by its number alone, too.
 
     Raises
     ------
@@ -230,15 +232,14 @@ def store_of(ds: xr.Dataset) -> tuple[str, NDArray[np.int64]]:
         raise ParameterError(f"store: expected a dataset as of open_store, found {found}; {remedy}")
     source = ds.encoding.get("source")
     if "store" in ds.coords:
-        part = f"{spelled('where')} of store and sentence_index for a part of them"
+        part = f"{spelled('where')} {{'sentence': ds.sentence}} for a part of them"
         raise ParameterError(f"store: the dataset is of several stores; pass a list of their paths, and {part}")
     if not isinstance(source, str):
         raise ParameterError(f"store: the dataset does not say which store it is of, as after where or map; {remedy}")
     if "sentence" not in ds.coords or ds["sentence"].dtype.kind not in "iu":
         raise ParameterError(f"store: the dataset does not say its sentences by an integer coordinate; {remedy}")
-    sentences = ds["sentence"].values.astype(np.int64).ravel()
-    found, counts = np.unique(sentences, return_counts=True)
+    found, counts = np.unique(ds["sentence"].values, return_counts=True)
     if (counts > 1).any():
         twice = f"the dataset has the sentence {found[counts > 1][0]} twice"
         raise ParameterError(f"store: {twice}; select each once, or {remedy}")
-    return source, sentences
+    return source

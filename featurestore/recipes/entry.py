@@ -233,8 +233,10 @@ def read_usual(given: Mapping[str, Node], usual: Usual) -> Usual:
 
 
 def _choice(name: str, node: Node) -> Any:
-    with node.located():
-        read_choice(name, value := node.plain())
+    """Read a value as it is given; null stands for none, or the usual one."""
+    if (value := node.plain()) is not None:
+        with node.located():
+            read_choice(name, value)
     return value
 
 

@@ -169,7 +169,9 @@ def _usual() -> dict[str, Any]:
         "reduce": {"type": "string", "pattern": rf"^({'|'.join(REDUCTIONS)})-[1-9]\d{{0,5}}$"},
     }
     usual = {
-        name: _described(_one_or_more(forms.get(name) or _form(option)), _TEXTS.get(name, option.help))
+        name: _described(
+            _one_or_more({"anyOf": [forms.get(name) or _form(option), {"type": "null"}]}), _TEXTS.get(name, option.help)
+        )
         for name, option in OPTIONS.items()
         if name != "control"
     }

@@ -45,7 +45,7 @@ REFUSED: list[tuple[int, list[str], list[Any], str]] = [
     (2, ["care", "harm"], [*HIDDEN, "--test-store", "harm", "--test-size", 0.2], "--test-size and --test-store: "),
     (1, ["care", "harm"], [*HIDDEN, "--where", "store=love"], "no sentence is left of those that have store=love"),
     (1, ["care"], [*HIDDEN, "--where", "store=care"], "has no coordinate store, which --where asks for (store=care)"),
-    (1, ["care"], [*HIDDEN, "--where", "label_name=lie"], "has no coordinate label_name, which --where asks for"),
+    (1, ["care"], [*HIDDEN, "--where", "label_name=lie"], "has no names of labels; take labels that have some"),
     (2, ["care", "care"], HIDDEN, "care.zarr: expected each store once, found it twice; leave one out"),
     (1, ["care", "other"], HIDDEN, "expected one extraction, found layers"),
     (1, ["care", "harm"], ["--strategy", "hidden-to-concept", "--layer", 4], "has no layer 4: choose from 0-1,5"),

@@ -117,7 +117,7 @@ def test_files_of_labels(store_digest: str) -> None:
 
 def test_labels_are_part_of_the_fingerprint(store_digest: str) -> None:
     made_of = write("named", store_digest, labels_digest=LABELS_DIGEST)
-    assert states()["named.npz"] == ("current", "")
+    assert states()["named.npz"] == ("unknown", "where the file of its labels is, is not noted beside it")
     write("named", store_digest, labels_digest=hashlib.sha256(b"others").hexdigest(), fingerprint=made_of)
     assert states()["named.npz"] == ("stale", "the fingerprint is another")
 

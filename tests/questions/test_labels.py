@@ -76,9 +76,6 @@ def test_sentences_named_by_their_text() -> None:
     lines = ["truth,sentence", *(f'{i},"Sentence, {i}."' for i in (0, 2, 4, 7)), 'honest,"Sentence, 3."']
     Path("labels.csv").write_text("\n".join(lines))
     assert read_labels(sentences(), "labels.csv: truth ").values.tolist() == INDICES
-    both = "sentence_index,sentence,truth\n4,x,1\n0,x,2\n7,x,3\n2,x,4\n"
-    Path("labels.csv").write_text(both)
-    assert read_labels(sentences(), "labels.csv:truth").values.tolist() == [1, 2, 3, 4]
 
 
 cells = st.sampled_from(["", "nan", "0", "1", "2.0", "-3"]) | st.sampled_from(["", "lie", "honest", "a, b", "3"])
@@ -299,3 +296,15 @@ def test_labels_of_a_store_stay_lazy(folder: Path) -> None:
     assert found.label.attrs == ds.label.attrs
     assert found.hidden_states.chunks is not None
     assert found.sel(sentence=found.has_label).sentence.values.tolist() == [1, 4]
+
+
+def test_a_file_whose_index_and_text_disagree_is_refused() -> None:
+    ds = sentences()
+    texts = ds["text"].values.tolist()
+    rows = [f'{index},"{text}",1' for index, text in zip(INDICES, [*texts[1:], texts[0]], strict=True)]
+    Path("both.csv").write_text("\n".join(["sentence_index,sentence,score", *rows]))
+    with pytest.raises(ParameterError, match=r"both\.csv: sentence_index .* there, but .* in the store; mend it"):
+        read_labels(ds, "both.csv:score")
+    rows = [f'{index},"{text}",{i % 2}' for i, (index, text) in enumerate(zip(INDICES, texts, strict=True))]
+    Path("both.csv").write_text("\n".join(["sentence_index,sentence,score", *rows]))
+    assert read_labels(ds, "both.csv:score").values.tolist() == [i % 2 for i in range(len(texts))]

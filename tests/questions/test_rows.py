@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import featurestore
 from featurestore import ParameterError, SelectionError
+from featurestore.datasets.view import StoreView
 from featurestore.errors import speaking
 from featurestore.questions.rows import Condition, met, read_where, store_of, where_json
 from tests.sentences import write_folder, write_sentence
@@ -241,9 +242,27 @@ def test_a_selection_names_its_store_and_sentences(
     monkeypatch.chdir(store.parent)
     ds = select(featurestore.open_store(store.name))
     monkeypatch.chdir(tmp_path)
-    found, sentences = store_of(ds)
-    assert Path(found).samefile(store)
-    assert (sentences.dtype, sentences.tolist()) == (np.dtype(np.int64), expected)
+    assert Path(store_of(ds)).samefile(store)
+    view = StoreView(store)
+    if not expected:
+        with pytest.raises(SelectionError, match="found none"):
+            view.those_of(ds)
+    else:
+        condition = view.those_of(ds)
+        assert sorted(expected) == (INDICES if condition is None else list(condition.values))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda ds: ds.head(sentence=3).assign_coords(sentence=INDICES[3:6]), "its source_digest is another"),
+        (lambda ds: ds.assign_coords(label=("sentence", ds.label.values + 1)), "its label is another"),
+        (lambda ds: ds.assign_coords(sentence=ds.sentence + 100), "expected sentences of the store"),
+    ],
+)
+def test_a_dataset_that_was_changed_is_refused(store: Path, change: Callable[..., Any], words: str) -> None:
+    with pytest.raises(SelectionError, match=words):
+        featurestore.build(change(featurestore.open_store(store)), "embedding-to-concept")
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_seeds_that_cannot_be(store: str, keys: dict[str, Any], fault: str) -> N
     ("keys", "fault"),
     [
         ({"tokens": "last-0"}, f"tokens: {TOKENS}, found 'last-0'"),
-        ({"tokens": ["mean", None]}, f"tokens[1]: {TOKENS}, found None"),
+        ({"tokens": ["mean", 3]}, f"tokens[1]: {TOKENS}, found 3"),
         ({"tokens": []}, "tokens: expected at least one value, found an empty list"),
         ({"target_tokens": "all"}, 'datasets[0]: target_tokens: "all": expected tokens: "all" with it, found'),
         ({"special": 1}, "special: expected true or false, found 1"),

@@ -406,7 +406,7 @@ def three() -> xr.Dataset:
     "lines",
     [
         "sentence_index,family\n0,a\n1,a\n2,\n9,b\n",
-        "\ufeffsentence_index,sentence,family\n 2 ,wrong, \n\n1,wrong,a\n0,wrong,a\n0,again,a\n",
+        "\ufeffsentence_index,title,family\n 2 ,wrong, \n\n1,wrong,a\n0,wrong,a\n0,again,a\n",
         'family,sentence\na,The first one.\n"a", A second sentence\n,"Some third, too"\n',
     ],
 )
