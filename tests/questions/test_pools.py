@@ -154,7 +154,7 @@ def test_a_pool_in_a_recipe_is_what_build_makes(pools: Pools, tmp_path: Path) ->
             "output": str(tmp_path),
             "controls": [*CONTROLS],
             "datasets": [
-                {"strategy": "hidden-to-concept", "layer": 1, "where": ["n_tokens=2-5", "store=harm"]},
+                {"strategy": "hidden-to-concept", "layer": 1, "where": ["n_tokens=2-5", "n_tokens=3-7"]},
                 {"strategy": "hidden-sequence-to-concept", "layers": "0,5", "combine": "difference"},
                 {"strategy": "activation-sequence-to-concept", "layer": 5, "densest": 3, "reduce": "pca-2"},
             ],
