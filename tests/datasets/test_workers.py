@@ -146,7 +146,7 @@ def test_several_stores_and_sequences_are_the_same(folder: Path) -> None:
     featurestore.ingest("harm", "harm.zarr")
     pool: dict[str, Any] = {
         "pool": ["care.zarr", "harm.zarr"],
-        "split": {"test_store": "harm"},
+        "split": {"folds": 2},
         "problems": "keep",
         "drop_nonfinite": True,
         "datasets": [
