@@ -202,6 +202,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"test_store": "x"},
         "expected the name of one of the stores, care, harm",
     ),
+    "nothing to learn": (["care", "harm"], {"y": "store", "test_store": "harm"}, "no test row would be of a store"),
     "two ways to test": (["care", "harm"], {"test_store": "harm", "test_size": 0.2}, "expected one of them"),
     "two ys": (["care", "harm"], {"y": "store", "labels_from": "a.csv:b"}, "expected one y"),
     "one twice": (["care", "stores/care.zarr"], {}, "care"),
