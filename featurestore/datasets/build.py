@@ -163,8 +163,7 @@ def build(
         strategy, options, where=where, drop_short=drop_short, drop_nonfinite=drop_nonfinite, tokens=tokens,
         special=special, combine=combine, normalize=normalize, stats_from=stats_from, reduce=reduce,
         target_tokens=target_tokens, y=y, labels_from=labels_from, classes=classes, control=control,
-        test_size=test_size, test_store=test_store and named_store(test_store), folds=folds, seed=seed,
-        group_by=group_by,
+        test_size=test_size, test_store=test_store, folds=folds, seed=seed, group_by=group_by,
     )  # fmt: skip
     path = None if output is None else check_output(output)
     found = find_stores(store, storage_options=storage_options, wait=wait)
@@ -198,8 +197,6 @@ def build_file(
     """
     own = {name: value for name, value in given.items() if name not in OWN}
     others = {name: value for name, value in given.items() if name in OWN}
-    if others.get("test_store"):
-        others["test_store"] = named_store(others["test_store"])
     plan = plan_of(strategy, own, **others)
     path = None if output is None else check_output(output)
     view = StoreView(find_stores(store, storage_options=storage_options, wait=wait, progress=progress))
@@ -249,6 +246,7 @@ def plan_of(
     if stats_from is not None:
         statistics = load_dataset(stats_from)
         files.append(statistics_file(stats_from, statistics.metadata))
+    of_store = test_store and named_store(test_store)
     undivided = (test_size, test_store, folds, group_by) == (None,) * 4
     return Plan.of(
         strategy,
@@ -256,7 +254,7 @@ def plan_of(
         choices=choices,
         normalize=normalize,
         drop_nonfinite=drop_nonfinite,
-        split=None if undivided and choices.control else split_options(test_size, folds, seed, group_by, test_store),
+        split=None if undivided and choices.control else split_options(test_size, folds, seed, group_by, of_store),
         stats_from=statistics,
         seed=read_seed(0 if seed is None else seed),
         files=files,

@@ -127,9 +127,14 @@ class StoreView:
         """Say which sentences these are, as metadata: by their sentence_index, and of several stores by their store."""
         if len(self.names) == 1:
             return {name: sentences}
-        order = np.argsort(self.sentences)
-        at = order[np.searchsorted(self.sentences, sentences, sorter=order)]
+        at = self._places(sentences)
         return {name: self.ds["sentence_index"].values[at], stores: self.ds["store"].values[at].astype(str)}
+
+    def _places(self, sentences: Array) -> Array:
+        """Return where some sentences, all of which are there, stand in the store."""
+        order = np.argsort(self.sentences)
+        places: Array = order[np.searchsorted(self.sentences, sentences, sorter=order)]
+        return places
 
     def select(self, plan: Plan) -> Selected:
         """Return X and y of a plan, lazy.
@@ -234,8 +239,7 @@ class StoreView:
             raise SelectionError(
                 f"{self.path}: expected sentences of the store, {found}; open it again and select some"
             )
-        order = np.argsort(self.sentences)
-        at = order[np.searchsorted(self.sentences, sentences, sorter=order)]
+        at = self._places(sentences)
         for name, instead in _OWN_VALUES.items():
             if name in part.coords and not np.array_equal(np.atleast_1d(part[name].values), self.ds[name].values[at]):
                 found = f"its {name} is another than that of the store, whose values are used"

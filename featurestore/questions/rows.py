@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-_KINDS = SENTENCE_COORDS | {"store": "string", "sentence_index": "int64", "label_name": "string"}
+COORDINATES = SENTENCE_COORDS | {"store": "string", "sentence_index": "int64", "label_name": "string"}
 """Of coordinates: the store's, two of several stores, and one of labels that are names."""
 
 _TRUTH = {"false": 0, "true": 1}
@@ -45,7 +45,7 @@ class Condition:
 
     def _numbers(self) -> str:
         values = [value for value in self.values if isinstance(value, int)]
-        if _KINDS[self.name] == "bool":
+        if COORDINATES[self.name] == "bool":
             return ",".join(text for text, value in _TRUTH.items() if value in values)
         below = [str(value) for value in values if value < 0]  # which no range can name
         others = tuple(value for value in values if value >= 0)
@@ -91,11 +91,11 @@ def _divided(text: object) -> tuple[str, str]:
 
 
 def _condition(name: object, value: object) -> Condition:
-    if not isinstance(name, str) or name not in _KINDS:
-        expected = f"expected a coordinate of sentences ({', '.join(sorted(_KINDS))})"
+    if not isinstance(name, str) or name not in COORDINATES:
+        expected = f"expected a coordinate of sentences ({', '.join(sorted(COORDINATES))})"
         raise ParameterError(f"{spelled('where')}: {expected}, found {brief(name)}")
     option = f"{spelled('where')}: {name}"
-    match _KINDS[name]:
+    match COORDINATES[name]:
         case "bool":
             return Condition(name, _truths(option, value))
         case "string":
@@ -155,7 +155,7 @@ def met(ds: xr.Dataset, conditions: Iterable[Condition]) -> NDArray[np.bool_]:
     kept = np.ones(ds.sizes["sentence"], bool)
     for condition in conditions:
         values = _coordinate(ds, condition.name, condition)
-        if _KINDS[condition.name] == "string":
+        if COORDINATES[condition.name] == "string":
             wanted = {*condition.values}
             kept &= np.array([value in wanted for value in values.tolist()], bool)
         else:

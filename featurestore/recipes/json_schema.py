@@ -8,12 +8,12 @@ from typing import Any
 from featurestore.datasets.ranking import RANKINGS
 from featurestore.questions import options as questions
 from featurestore.questions.options import OPTIONS
+from featurestore.questions.rows import COORDINATES
 from featurestore.ranges import Numbers
 from featurestore.recipes.entry import entry_keys
 from featurestore.recipes.recipe import PROBLEMS
 from featurestore.recipes.targets import ALL
 from featurestore.schema import CONTROLS, DATASETS, MIN_ACTIVE, NORMALIZATIONS, REDUCTIONS
-from featurestore.store.layout import SENTENCE_COORDS
 from featurestore.strategies import NUMBER, Option, Strategy, list_strategies
 
 _RANGE = r"^\s*\d{1,6}(\s*-\s*\d{1,6})?\s*(,\s*\d{1,6}(\s*-\s*\d{1,6})?\s*)*$"
@@ -186,7 +186,7 @@ def _usual() -> dict[str, Any]:
 
 def _where() -> dict[str, Any]:
     """Describe one population: a condition, or several that must all be met."""
-    coordinates = sorted(SENTENCE_COORDS)
+    coordinates = sorted(COORDINATES)
     condition = {"type": "string", "pattern": rf"^\s*({'|'.join(coordinates)})\s*="}
     value = {"type": ["integer", "string", "boolean"]}
     values = {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}

@@ -637,7 +637,7 @@ def test_the_schema_accepts_what_works_and_refuses_typos() -> None:
     validator = jsonschema.Draft202012Validator(recipe_schema())
     good: dict[str, list[Any]] = {
         "where": ["label=0,3", ["label=0", " n_tokens = 3"], {"label": [0, 3], "text": "a", "has_label": True},
-                  [{"label": "0-2"}, "label=3"], [["label=0", "n_tokens=5"]]],
+                  [{"label": "0-2"}, "label=3"], [["label=0", "n_tokens=5"]], "store=care", {"label_name": "lie"}],
         "drop_short": [True, [True, False]],
         "tokens": ["final", "mean", "max", "all", "last-3", ["first-2", "last-999999"]],
         "special": [False, [True, False]],
