@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from featurestore.explore.show import show
     from featurestore.explore.tokens import l0, onset, top_tokens, trajectory
     from featurestore.recipes.sweep import Sweep, sweep
+    from featurestore.sources.write_sentence import write_sentence
     from featurestore.store.checks import Problem
     from featurestore.store.info import info
     from featurestore.store.ingest import ingest
     from featurestore.store.pooled import open_stores
     from featurestore.store.reading import open_store
     from featurestore.store.verify import verify
+    from featurestore.store.writer import writer
     from featurestore.strategies import Selection, list_strategies, load_plugin, strategy
 
 _HOMES = {
@@ -74,6 +76,8 @@ _HOMES = {
     "recipes.sweep": ["Sweep", "sweep"],
     "store.checks": ["Problem"],
     "store.verify": ["verify"],
+    "store.writer": ["writer"],
+    "sources.write_sentence": ["write_sentence"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -120,6 +124,8 @@ __all__ = [
     "top_tokens",
     "trajectory",
     "verify",
+    "write_sentence",
+    "writer",
 ]
 
 

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __version__ = "0.1.0"
 
@@ -163,40 +158,6 @@ class SentenceFile:
     n_tokens: int
     n_after_final: int
     extraction: Extraction
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """One sentence's content, T tokens in reading order, the final token last.
-
-    Attributes
-    ----------
-    file : SentenceFile
-        Where it came from.
-    text : str
-        The sentence.
-    fragments : tuple of str
-        The T cumulative fragments.
-    label : int or None
-        Concept strength, if there is a label.
-    special : ndarray, (T,) bool
-        Which tokens are special ones, such as a BOS.
-    embeddings : ndarray, (T, H), or None
-        Before the first block.
-    hidden_states : ndarray, (L, T, H), or None
-        Residual stream after each layer, each layer once.
-    activations : ndarray, (S, T, F), or None
-        SAE features, of each SAE.
-    """
-
-    file: SentenceFile
-    text: str
-    fragments: tuple[str, ...]
-    label: int | None
-    special: NDArray[np.bool_]
-    embeddings: NDArray[np.floating] | None
-    hidden_states: NDArray[np.floating] | None
-    activations: NDArray[np.floating] | None
 
 
 @dataclass(frozen=True)

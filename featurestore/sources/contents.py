@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from featurestore.errors import NpzError
-from featurestore.npz import Archive
+from featurestore.npz import Header
 from featurestore.schema import (
     ACTIVATIONS,
     EMBEDDINGS,
@@ -37,6 +38,26 @@ LABEL = "concept_strength_label"
 AGAIN = "extract this sentence again"
 _DIMS = {"T": "token", "L": "layer", "S": "sae", "H": "hidden", "F": "feature"}
 _AXIS_WORDS = {"T": "tokens (T)", "L": "layers (L)", "S": "SAEs (S)", "H": "hidden (H)", "F": "features (F)"}
+
+
+class Archive(Protocol):
+    """What has the arrays of one sentence: an NPZ file, or what a caller hands over."""
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def header(self, name: str) -> Header: ...  # noqa: D102
+
+    def array(self, name: str, max_bytes: int = ...) -> NDArray[Any]: ...  # noqa: D102
+
+    def texts(self, name: str, max_bytes: int = ...) -> list[str]: ...  # noqa: D102
+
+    def error(self, name: str, problem: str) -> NpzError: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

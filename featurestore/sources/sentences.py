@@ -22,7 +22,6 @@ from featurestore.schema import (
     ARRAYS,
     HIDDEN_STATES,
     Extraction,
-    Sentence,
     SentenceFile,
     Skipped,
 )
@@ -36,6 +35,7 @@ from featurestore.sources.contents import (
     label_of,
     texts,
 )
+from featurestore.sources.sentence import Sentence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -37,7 +37,7 @@ MAX_NORM_RATIO = 10
 
 _STANDS_OUT = (
     "the first token has hidden states of more than %d times the median norm, as a BOS has, and is not marked as a "
-    "special token; if it is one, ingest into a new store with %s"
+    "special token; if it is one, %s"
 )
 
 
@@ -81,11 +81,13 @@ def append(
     ahead = max(readers, min(READ_AHEAD, BATCH_BYTES // staged))
     with ThreadPoolExecutor(readers) as pool:
         for batch in _batches(_in_order(pool, load, files, ahead), writer, damaged, len(files), progress):
-            if writer.n_sentences == 0 and sum(map(_first_stands_out, batch)) > len(batch) / 2:
-                logger.warning(_STANDS_OUT, MAX_NORM_RATIO, spelled("special_first", 1))
+            if writer.n_sentences == 0:
+                warn_of_bos(batch, f"ingest into a new store with {spelled('special_first', 1)}")
             writer.append(batch, expected)
             nonfinite |= {str(one.coords["source"]): n for one in batch if (n := int(one.coords["n_nonfinite"]))}
-    _warn(nonfinite, [file.path.name for file in files if file.n_after_final])
+    warn_of_nonfinite(nonfinite)
+    if longer := [file.path.name for file in files if file.n_after_final]:
+        logger.warning("left out the fragments after the final token in %s", some(longer))
     return damaged
 
 
@@ -99,12 +101,32 @@ def _batches(
             damaged.append(result)
         else:
             batch.append(result)
-        if len(batch) == writer.room or sum(staged.nbytes for staged in batch) > BATCH_BYTES:
+        if is_full(batch, writer.room):
             yield batch
             batch = []
         progress("ingesting", done, total)
     if batch:
         yield batch
+
+
+def is_full(batch: Sequence[Staged], room: int) -> bool:
+    """Tell whether a batch fills its room, or is too large to take more."""
+    return len(batch) == room or sum(staged.nbytes for staged in batch) > BATCH_BYTES
+
+
+def warn_of_bos(batch: Sequence[Staged], remedy: str) -> None:
+    """Warn if in most sentences the first token is probably a BOS that nothing marks."""
+    if sum(map(_first_stands_out, batch)) > len(batch) / 2:
+        logger.warning(_STANDS_OUT, MAX_NORM_RATIO, remedy)
+
+
+def warn_of_nonfinite(nonfinite: Mapping[str, int]) -> None:
+    """Warn of the values that are not finite, by what names their sentences."""
+    if nonfinite:
+        found = sum(nonfinite.values()), some(nonfinite), spelled("drop_nonfinite", True)
+        logger.warning(
+            "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with %s", *found
+        )
 
 
 def _first_stands_out(sentence: Staged) -> bool:
@@ -116,18 +138,6 @@ def _first_stands_out(sentence: Staged) -> bool:
         norms = np.linalg.norm(hidden_states.astype(np.float32), axis=-1)
         ratios = norms[-1] / np.maximum(np.median(norms, axis=0), 1e-30)
         return bool(np.median(ratios) > MAX_NORM_RATIO)
-
-
-def _warn(nonfinite: dict[str, int], longer: Sequence[str]) -> None:
-    if nonfinite:
-        logger.warning(
-            "%d NaN or infinite values in %s; build refuses these sentences, or leaves them out with %s",
-            sum(nonfinite.values()),
-            some(nonfinite),
-            spelled("drop_nonfinite", True),
-        )
-    if longer:
-        logger.warning("left out the fragments after the final token in %s", some(longer))
 
 
 def _largest(files: Sequence[SentenceFile]) -> tuple[int, int]:

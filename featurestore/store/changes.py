@@ -96,9 +96,10 @@ def refusal(source: Path, bad: Sequence[Skipped], n_files: int) -> SourceError:
 
 def _conflict(file: SentenceFile, source: str, alone: str | None) -> str:
     how = f"but for its {alone}, which alone differs" if alone else "with other content"
+    origin = f" (from {source})" if source else ""
     relabel = f"; or keep it, and build with other labels by {spelled('labels_from')}" if _of_label(alone) else ""
     return (
-        f"sentence_index {file.sentence_index} is in the store {how} (from {source}), which stays; if it was "
+        f"sentence_index {file.sentence_index} is in the store {how}{origin}, which stays; if it was "
         f"{'corrected' if alone else 'extracted again'}, remove the store and ingest everything, otherwise choose "
         f"another with {spelled('store')}{relabel}"
     )

@@ -204,5 +204,6 @@ def _read_sources(
 
 
 def sentence_of(coords: Coords, row: int | np.integer[Any]) -> str:
-    """Name a sentence by its index and its file."""
-    return f"sentence {coords['sentence'][row]} ({coords['source'][row]})"
+    """Name a sentence by its index, and its file if it has one."""
+    source = coords["source"][row]
+    return f"sentence {coords['sentence'][row]}" + (f" ({source})" if source else "")

@@ -123,10 +123,7 @@ class Writer:
         StoreError
             If there is something else at `path`.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise StoreError(f"{path}: expected a feature store or nothing, found something else; choose another path")
-        if outer := next((parent for parent in path.parents if is_store(parent)), None):
-            raise StoreError(f"{path}: is inside the store {outer}; choose another path")
+        check_free(path)
         aside = path.with_name(path.name + PARTIAL)
         files.remove(aside)
         try:
@@ -226,6 +223,14 @@ class Writer:
             folder = self.snapshot.path / name
             folder.mkdir(exist_ok=True)
             files.replace(folder / ROOT, encode(self.snapshot.arrays[name]), durably=False)
+
+
+def check_free(path: Path) -> None:
+    """Raise StoreError if no store can be made at `path`, because something is there, or it is inside of another."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StoreError(f"{path}: expected a feature store or nothing, found something else; choose another path")
+    if outer := next((parent for parent in path.parents if is_store(parent)), None):
+        raise StoreError(f"{path}: is inside the store {outer}; choose another path")
 
 
 def _write_empty(snapshot: Snapshot, extraction: Extraction) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.errors import ParameterError, StoreError, StoreNotFoundError, brief, naming, shortened, shown, spelled
+from featurestore.errors import ParameterError, StoreError, StoreNotFoundError, naming, shown, spelled
 from featurestore.paths import PathLike, as_path, real_path
 from featurestore.ranges import integer
-from featurestore.schema import ATTRIBUTES, LIMITS, STORES, Progress, Skipped
+from featurestore.schema import LIMITS, STORES, Progress, Skipped
 from featurestore.sources import sentences
 from featurestore.store import changes, commit
 from featurestore.store.append import append
 from featurestore.store.commit import Writer
+from featurestore.store.described import described
 from featurestore.store.location import Location, ReadOnlyPath, StorageOptions, location
 from featurestore.store.seen import Seen
 from featurestore.store.snapshot import Snapshot, is_store
@@ -110,7 +111,7 @@ def ingest(
         paths=sentences.find(source),
         seen=Seen(store),
         special_first=None if special_first is None else _checked_count(special_first),
-        attributes=_described(attributes),
+        attributes=described(attributes, "ingest"),
         skip_bad=skip_bad,
         progress=progress,
     )
@@ -187,17 +188,6 @@ class _Job:
         is_refused = not self.skip_bad and any(entry.file not in recorded for entry in scan.bad)
         if is_refused or (not scan.files and writer is None):
             raise changes.refusal(self.source, scan.bad, len(self.paths))
-
-
-def _described(attributes: Mapping[str, str | None]) -> dict[str, str]:
-    """Check what a store is to say of itself."""
-    for name, value in attributes.items():
-        if name not in ATTRIBUTES:
-            found = f"{spelled(shortened(name))}: ingest takes no such option"
-            raise ParameterError(f"{found}; it takes {', '.join(map(spelled, ATTRIBUTES))}")
-        if value is not None and not (isinstance(value, str) and value.isprintable()):
-            raise ParameterError(f"{spelled(name)}: expected printable text, found {brief(value)}")
-    return {name: value for name in ATTRIBUTES if (value := attributes.get(name)) is not None}
 
 
 def _checked_count(special_first: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import deflate
 import numpy as np
 
-from featurestore.schema import ACTIVATIONS, ARRAYS, EMBEDDINGS, HIDDEN_STATES, Sentence
+from featurestore.schema import ACTIVATIONS, EMBEDDINGS, HIDDEN_STATES
+from featurestore.sources.sentence import Sentence, SparseActivations
 from featurestore.store.layout import CHECKSUMS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+DENSE = (EMBEDDINGS, HIDDEN_STATES)
+"""The data arrays that are held whole."""
 
 NonZeros = tuple["NDArray[np.integer]", "NDArray[np.floating]"]
 
@@ -70,19 +74,18 @@ def stage(sentence: Sentence, special_first: int) -> Staged:
     special_first : int
         So many tokens at the beginning are special ones, whatever the file says.
     """
-    present = {name: array for name in ARRAYS if (array := getattr(sentence, name)) is not None}
-    by_token = {name: (array if array.ndim == 2 else array.swapaxes(0, 1))[::-1] for name, array in present.items()}
-    dense = {name: np.ascontiguousarray(by_token[name]) for name in (EMBEDDINGS, HIDDEN_STATES) if name in by_token}
+    by_token = {name: array for name in DENSE if (array := getattr(sentence, name)) is not None}
+    by_token = {name: (array if array.ndim == 2 else array.swapaxes(0, 1))[::-1] for name, array in by_token.items()}
+    dense = {name: np.array(array, order="C") for name, array in by_token.items()}  # whoever gave it may change theirs
     checksums = {name: deflate.crc32(array.reshape(-1).view(np.uint8)) for name, array in dense.items()}
     nonzero: list[NonZeros] = []
     n_nonfinite = sum(map(count_nonfinite, dense.values()))
-    if (activations := by_token.get(ACTIVATIONS)) is not None:
+    if sentence.activations is not None:
         checksum = 0
-        for token in activations:
-            flat = token.ravel()
+        for flat, found in _activations(sentence.activations):
             checksum = deflate.crc32(flat.view(np.uint8), checksum)
-            nonzero.append(_nonzero(flat))
-            n_nonfinite += count_nonfinite(nonzero[-1][1])
+            nonzero.append(found)
+            n_nonfinite += count_nonfinite(found[1])
         checksums[ACTIVATIONS] = checksum
     file = sentence.file
     return Staged(
@@ -120,6 +123,24 @@ def count_nonfinite(values: NDArray[np.floating]) -> int:
 def signed(checksum: int) -> int:
     """Return a CRC-32 as it is kept, as a signed integer of 32 bits."""
     return checksum - (1 << 32) if checksum >> 31 else checksum
+
+
+def _activations(
+    activations: NDArray[np.floating] | SparseActivations,
+) -> Iterator[tuple[NDArray[np.floating], NonZeros]]:
+    """Yield each token's activations, final one first: all of them, flat, and those that are not zero."""
+    if not isinstance(activations, SparseActivations):
+        for token in range(activations.shape[1])[::-1]:
+            flat = activations[:, token].ravel()
+            yield flat, _nonzero(flat)
+        return
+    saes, tokens, features = activations.shape
+    flat = np.zeros(saes * features, activations.values.dtype)
+    for token in range(tokens)[::-1]:
+        positions, values = activations.token(token)
+        flat[positions] = values
+        yield flat, (positions, values)
+        flat[positions] = 0
 
 
 def _nonzero(flat: NDArray[np.floating]) -> NonZeros:

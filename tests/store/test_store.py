@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import featurestore
-from featurestore.schema import Sentence, SentenceFile
+from featurestore.schema import SentenceFile
 from featurestore.sources import sentences
+from featurestore.sources.sentence import Sentence
 from featurestore.store import commit, layout
 from featurestore.store.ingest import find_store
 from featurestore.store.snapshot import Snapshot, store_name
