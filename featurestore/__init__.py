@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from featurestore.explore.tokens import l0, onset, top_tokens, trajectory
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.sources.write_sentence import write_sentence
+    from featurestore.store.batches import batches
     from featurestore.store.checks import Problem
     from featurestore.store.info import info
     from featurestore.store.ingest import ingest
@@ -66,6 +67,7 @@ _HOMES = {
     "explore.separability": ["fisher_ratio", "separability"],
     "explore.show": ["show"],
     "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
+    "store.batches": ["batches"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
@@ -103,6 +105,7 @@ __all__ = [
     "Sweep",
     "TooLargeError",
     "__version__",
+    "batches",
     "build",
     "features",
     "fisher_ratio",
