@@ -36,6 +36,7 @@ ELSEWHERE = {
     "uv run --group test examples/accuracy_by_layer.py",
     "uv run --extra distributed examples/cluster.py examples/layers.yaml",
     "uv run --group benchmark benchmarks/queries.py",
+    "uv run --group test benchmarks/batches.py",
     "uv run --group test benchmarks/features.py",
     "uv run --group test benchmarks/main_job.py",
     "uv run --group test benchmarks/sweep.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
@@ -39,14 +39,14 @@ def batches(
     seed: int = 0,
     variables: Sequence[str] | None = None,
     to: Literal["numpy", "torch"] = "numpy",
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Go once through all rows of a dataset, for training on more than fits in memory.
 
     Blocks of neighbouring sentences are read, in shuffled order, into windows of some eight blocks and 64 MiB; the rows
     of a window are shuffled. While one window is trained on, a thread reads the next. In memory are two windows and a
-    batch, however many sentences there are: some 200 MiB. It is more where one sentence alone takes more than a window,
-    and up to the double where `ds` leaves out single sentences, or has them in another order than the store, which is
-    slower, too, as what lies between is read.
+    batch, however many sentences there are. It is more where one sentence alone takes more than a window, and where `ds`
+    leaves out single sentences, or has them in another order than the store: what lies between is read, too, at most
+    1,024 sentences at a time, which also is slower.
 
     Parameters
     ----------
@@ -62,7 +62,8 @@ def batches(
     shuffle : bool
         Whether rows come in random order. Otherwise in that of `ds`, sentence by sentence, token by token.
     seed : int
-        At least 0. The same seed gives the same batches, on any machine; give another one each epoch.
+        At least 0. The same seed gives the same batches of the same `variables`, on any machine; give another one each
+        epoch.
     variables : sequence of str, optional
         Data variables and coordinates along `sentence`; by default the data variables that are.
     to : {"numpy", "torch"}
@@ -89,8 +90,8 @@ def batches(
     >>> import featurestore
     >>> ds = featurestore.open_store("stores/dishonesty.zarr").sel(layer=12)
     >>> first = next(batches(ds, batch_size=100, variables=["hidden_states", "label"]))
-    >>> {name: values.shape for name, values in first.items()}
-    {'sentence': (100,), 'hidden_states': (100, 576), 'label': (100,), 'token': (100,)}
+    >>> first["hidden_states"].shape, first["label"].shape
+    ((100, 576), (100,))
     """
     _check_options(batch_size, by, shuffle, seed, to)
     rows = _Rows.of(ds, by, variables)
@@ -269,8 +270,8 @@ def _check_options(batch_size: object, by: object, shuffle: object, seed: object
 
 def _check_dim(ds: xr.Dataset, dim: str, remedy: str) -> None:
     if dim not in ds.dims or dim not in ds.coords:
-        found = f"the dims {some(ds.dims)}" if dim not in ds.dims else "none of these"
-        raise ParameterError(f"ds: expected a dim '{dim}' that has labels, found {found}; {remedy}")
+        found, done = (f"dims {some(ds.dims)}", remedy) if dim not in ds.dims else ("no labels", "assign coordinates")
+        raise ParameterError(f"ds: expected a dim '{dim}' that has labels, found {found}; {done}")
 
 
 def _checked_names(ds: xr.Dataset, by: str, variables: object) -> list[str]:
