@@ -44,9 +44,9 @@ def batches(
 
     Blocks of neighbouring sentences are read, in shuffled order, into windows of some eight blocks and 64 MiB; the rows
     of a window are shuffled. While one window is trained on, a thread reads the next. In memory are two windows and a
-    batch, however many sentences there are. It is more where one sentence alone takes more than a window, and where `ds`
-    leaves out single sentences, or has them in another order than the store: what lies between is read, too, at most
-    1,024 sentences at a time, which also is slower.
+    few batches, however many sentences there are. It is more where one sentence alone takes more than a window, and
+    where `ds` leaves out single sentences, or has them in another order than the store: what lies between is read,
+    too, at most 1,024 sentences at a time, which also is slower.
 
     Parameters
     ----------
