@@ -51,7 +51,7 @@ class Described:
             except Exception as error:
                 found = f"{spelled('average_l0s')}: expected one number for each SAE, found {brief(average_l0s)}"
                 raise ParameterError(found) from error
-        of_saes = None if sae_layers is None else numbers(spelled("sae_layers"), sae_layers)
+        of_saes = None if sae_layers is None else _with_repeats(spelled("sae_layers"), sae_layers)
         return cls(numbers(spelled("layers"), layers) if _is_some(layers) else (), of_saes, l0s)
 
     def arrays(self, has_saes: bool) -> dict[str, NDArray[Any]]:
@@ -63,6 +63,13 @@ class Described:
             n_saes = len(self.layers if self.sae_layers is None else self.sae_layers)
             arrays["average_l0s"] = np.zeros(n_saes, np.int64) if self.average_l0s is None else self.average_l0s
         return arrays
+
+
+def _with_repeats(name: str, value: Any) -> tuple[int, ...]:
+    """Read numbers of which some may come several times, as a layer has several SAEs."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return numbers(name, value)
+    return tuple(integer(name, number) for number in value)
 
 
 def _is_some(layers: object) -> bool:
@@ -175,6 +182,9 @@ def given(
             arrays[name] = sparse_activations(value, features) if is_csr else as_array(value)
         except Exception as error:  # of other libraries' arrays, any
             raise ParameterError(f"{whose}: array '{name}' {_reason(error, value)}") from error
+    needs_layers = hidden_states is not None or (activations is not None and described.sae_layers is None)
+    if needs_layers and not described.layers:
+        raise ParameterError(f"{whose}: expected {spelled('layers')}, to name the layers of its arrays, found none")
     if features is not None and activations is not None:
         arrays["num_features"] = np.array(integer(f"{whose}: {spelled('features')}", features))
     return Given(arrays | described.arrays(activations is not None), texts, Path(whose))
