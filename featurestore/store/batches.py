@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 
 _WINDOW_BYTES = 1 << 26
 """What is gathered in memory, and shuffled there."""
+
+_TEXT_BYTES, _PLACE_BYTES = 256, 17
+"""What a text takes, about; and what is noted of each place of a token: whether there is one, and where, twice."""
 
 _SHARD = 32
 """Sentences that lie together in the store: blocks are multiples of it."""
@@ -135,15 +137,12 @@ class _Rows:
         return cls(chosen)
 
     @property
-    def n_sentences(self) -> int:
-        """How many there are."""
-        return self.variables["sentence"].size
-
-    @property
     def window(self) -> int:
         """How many sentences are gathered in memory."""
-        sizes = [variable.nbytes // max(1, variable.sizes["sentence"]) for variable in self.variables.values()]
-        fitting = max(1, _WINDOW_BYTES // max(1, sum(sizes)))
+        one_each = [variable.isel(sentence=slice(1)) for variable in self.variables.values()]
+        sizes = [one.size * (_TEXT_BYTES if one.dtype == object else one.dtype.itemsize) for one in one_each]
+        places = 0 if self.tokens is None else len(self.tokens) * (self.tokens.itemsize + _PLACE_BYTES)
+        fitting = max(1, _WINDOW_BYTES // max(1, sum(sizes) + places))
         return fitting if fitting < _SHARD else fitting - fitting % _SHARD
 
     def read(self, sentences: slice | Positions) -> _Window:
@@ -151,12 +150,11 @@ class _Rows:
         values = {name: _values(variable, sentences) for name, variable in self.variables.items()}
         if self.tokens is None or self.is_token is None:
             return _Window(np.arange(len(values["sentence"])), 1, values, {})
+        n, width = len(values["sentence"]), len(self.tokens)
         along_tokens = {name: values.pop(name) for name, one in self.variables.items() if "token" in one.dims}
-        flat = {
-            name: array.reshape(math.prod(array.shape[:2]), *array.shape[2:]) for name, array in along_tokens.items()
-        }
-        flat["token"] = np.tile(self.tokens, len(values["sentence"]))
-        return _Window(np.flatnonzero(_values(self.is_token, sentences)), len(self.tokens), values, flat)
+        flat = {name: array.reshape(n * width, *array.shape[2:]) for name, array in along_tokens.items()}
+        flat["token"] = np.tile(self.tokens, n)
+        return _Window(np.flatnonzero(_values(self.is_token, sentences)), width, values, flat)
 
 
 class _Window(NamedTuple):
@@ -197,14 +195,14 @@ def _windows(rows: _Rows, rng: np.random.Generator | None) -> Iterator[_Window]:
 
 
 def _parts(rows: _Rows) -> Iterator[slice]:
-    for start in range(0, rows.n_sentences, rows.window):
+    for start in range(0, rows.variables["sentence"].size, rows.window):
         yield slice(start, start + rows.window)
 
 
 def _shuffled_parts(rows: _Rows, rng: np.random.Generator) -> Iterator[Positions]:
     """Gather blocks from anywhere into windows; blocks in ascending order, as they are shuffled later."""
-    size = max(min(_SHARD, rows.window), rows.window // _BLOCKS // _SHARD * _SHARD)
-    blocks = [np.arange(start, min(start + size, rows.n_sentences)) for start in range(0, rows.n_sentences, size)]
+    n, size = rows.variables["sentence"].size, max(min(_SHARD, rows.window), rows.window // _BLOCKS // _SHARD * _SHARD)
+    blocks = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
     order, at_once = rng.permutation(len(blocks)), rows.window // size
     for start in range(0, len(blocks), at_once):
         yield np.concatenate([blocks[number] for number in np.sort(order[start : start + at_once])])

@@ -225,6 +225,27 @@ def test_blocks_are_read_and_windows_are_bounded(monkeypatch: pytest.MonkeyPatch
     assert len(blocks) > 8
 
 
+def test_places_of_tokens_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a dataset that has nothing but labels, windows are bounded by what its tokens take."""
+    there = np.arange(100) >= np.arange(300)[:, None] % 100
+    ds = xr.Dataset(
+        {"y": ("sentence", np.zeros(300))},
+        {"sentence": np.arange(300), "token": np.arange(-100, 0), "is_token": (("sentence", "token"), there)},
+    )
+    monkeypatch.setattr(module, "_WINDOW_BYTES", 100 * 8 * 64)  # of their labels alone, of 64 sentences
+    read, read_of = [], module._Rows.read
+
+    def noted(rows: Any, sentences: Any) -> Any:
+        window = read_of(rows, sentences)
+        read.append(len(window.of_sentences["sentence"]))
+        return window
+
+    monkeypatch.setattr(module._Rows, "read", noted)
+    assert sum(len(batch["y"]) for batch in featurestore.batches(ds, batch_size=7)) == there.sum()
+    assert max(read) < 64
+    assert sum(read) == 300
+
+
 def test_only_one_window_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     ds = xr.Dataset({"y": ("sentence", np.arange(100.0))}, {"sentence": np.arange(100)})
     monkeypatch.setattr(module, "_WINDOW_BYTES", 16 * 32)
