@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from featurestore.explore.separability import fisher_ratio, separability
     from featurestore.explore.show import show
     from featurestore.explore.tokens import l0, onset, top_tokens, trajectory
+    from featurestore.models.extract import extract
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.sources.write_sentence import write_sentence
     from featurestore.store.batches import batches
@@ -68,6 +69,7 @@ _HOMES = {
     "explore.show": ["show"],
     "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
     "store.batches": ["batches"],
+    "models.extract": ["extract"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
@@ -107,6 +109,7 @@ __all__ = [
     "__version__",
     "batches",
     "build",
+    "extract",
     "features",
     "fisher_ratio",
     "info",
