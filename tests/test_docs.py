@@ -41,6 +41,7 @@ ELSEWHERE = {
     "--sae gemma-scope-2b-pt-res-canonical:layer_12/width_16k/canonical "
     "--sae gemma-scope-2b-pt-res-canonical:layer_20/width_16k/canonical",
     "uv run --group benchmark benchmarks/queries.py",
+    "uv run --group test benchmarks/batches.py",
     "uv run --group test benchmarks/features.py",
     "uv run --group test benchmarks/main_job.py",
     "uv run --group test benchmarks/sweep.py",
