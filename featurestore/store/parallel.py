@@ -108,6 +108,7 @@ def _blocks(
     name = f"block-{secrets.token_hex(4)}"  # not that of a process which a killed writer has left, and which still ends
     waiting = ((store.path / f"{name}-{i}{PARTIAL}", some) for i, some in enumerate(batched(files, rows)))
     futures: deque[tuple[Path, Future[_Written]]] = deque()
+    has_begun = False
 
     def submit(count: int) -> None:
         with _no_interrupts():  # which the processes that are started now inherit
@@ -118,12 +119,13 @@ def _blocks(
         submit(ahead)
         while futures:
             block = futures.popleft()[1].result()
+            has_begun = True
             yield block
             if block.snapshot.sizes["sentence"] < rows:
                 break
             submit(1)
     except BrokenProcessPool as error:
-        raise _killed(store.path) from error
+        raise _killed(store.path, has_begun) from error
     for _, future in futures:
         future.cancel()
     wait([future for _, future in futures])
@@ -141,13 +143,12 @@ def _write(path: Path, store: Snapshot, files: Sequence[SentenceFile], bad: BadF
     return _Written(writer.snapshot, len(files), appended, found)
 
 
-def _killed(path: Path) -> StoreError:
-    committed = Snapshot.read(path).sizes["sentence"]
+def _killed(path: Path, has_begun: bool) -> StoreError:
     ended = "a process of its ingest ended before its time (killed, as memory ran out?)"
-    kept = f"{committed:,} sentences are committed" if committed else "nothing was written"
+    committed = f"{Snapshot.read(path).sizes['sentence']:,} sentences are committed"
     again = f"run the same again, with fewer processes ({spelled('jobs')})"
-    script = "" if committed else "; a script has to call it below `if __name__ == '__main__':`"
-    return StoreError(f"{path}: {ended}, {kept}; {again}{script}")
+    script = "" if has_begun else "; a script has to call ingest below `if __name__ == '__main__':`"
+    return StoreError(f"{path}: {ended}, {committed}; {again}{script}")
 
 
 @contextmanager
