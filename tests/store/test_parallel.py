@@ -8,6 +8,9 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 
 import featurestore
 from featurestore.errors import NpzError, ParameterError, StoreError
-from featurestore.store import layout
+from featurestore.store import append, layout, parallel
 from tests.sentences import sentence_arrays, write_folder, write_sentence
 from tests.store.test_store import assert_holds, tree
 
@@ -61,6 +64,21 @@ def test_longer_and_longer_sentences_behind_some_that_are_there(tmp_path: Path, 
         featurestore.ingest(trait, store, jobs=jobs)
     assert tree(stores[1]) == tree(stores[0])
     assert_holds(stores[1], [sentence_arrays(index, tokens=tokens) for index, tokens in enumerate(lengths)])
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_sentences_so_long_that_each_is_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:  # which see the limit that is set here
+        with ThreadPoolExecutor(jobs) as pool:
+            yield pool
+
+    write_folder(tmp_path / "trait", 19)
+    featurestore.ingest(tmp_path / "trait", tmp_path / "one.zarr")
+    monkeypatch.setattr(append, "BATCH_BYTES", 1)
+    monkeypatch.setattr(parallel, "_processes", threads)
+    featurestore.ingest(tmp_path / "trait", tmp_path / "two.zarr", jobs=2)
+    assert tree(tmp_path / "two.zarr") == tree(tmp_path / "one.zarr")
 
 
 @pytest.mark.usefixtures("small_batches")
