@@ -111,7 +111,7 @@ def test_damaged_files_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 @pytest.mark.usefixtures("small_batches")
 def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
-    write_folder(tmp_path / "trait", 60)
+    write_folder(tmp_path / "trait", 40)
     featurestore.ingest(tmp_path / "trait", tmp_path / "one.zarr")
 
     def kill(what: str, done: int, _: int) -> None:
@@ -125,11 +125,11 @@ def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
         featurestore.ingest(tmp_path / "trait", store, jobs=2, progress=kill)
     committed = featurestore.open_store(store).sizes["sentence"]
     assert f", {committed} sentences" in str(caught.value)
-    assert 8 <= committed < 60
+    assert 8 <= committed < 40
     assert featurestore.verify(store) == []
     assert not list(store.glob("*.partial"))
     assert not multiprocessing.active_children()
-    assert featurestore.ingest(tmp_path / "trait", store, jobs=2).added == 60 - committed
+    assert featurestore.ingest(tmp_path / "trait", store, jobs=2).added == 40 - committed
     assert tree(store) == tree(tmp_path / "one.zarr")
 
 
