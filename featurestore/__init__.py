@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from featurestore.explore.separability import fisher_ratio, separability
     from featurestore.explore.show import show
     from featurestore.explore.tokens import l0, onset, top_tokens, trajectory
+    from featurestore.models.extract import extract
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.sources.write_sentence import write_sentence
     from featurestore.store.checks import Problem
@@ -66,6 +67,7 @@ _HOMES = {
     "explore.separability": ["fisher_ratio", "separability"],
     "explore.show": ["show"],
     "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
+    "models.extract": ["extract"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
     "datasets.library": ["DatasetEntry", "list_datasets"],
@@ -104,6 +106,7 @@ __all__ = [
     "TooLargeError",
     "__version__",
     "build",
+    "extract",
     "features",
     "fisher_ratio",
     "info",

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from featurestore.cli import looking, options
+from featurestore.cli import extracting, looking, options
 from featurestore.cli.terminal import Boundary, Echo, Progress, StorePath, UserPath, logger, say, verbosity
 from featurestore.errors import ParameterError
 from featurestore.schema import ATTRIBUTES, CONTROLS, DATASETS, STORES, __version__
@@ -197,5 +197,5 @@ def verify(store: Path, source: Path | None) -> None:
     click.get_current_context().exit(1 if problems else 0)
 
 
-for command in (looking.features, looking.show, looking.plot, looking.report):
+for command in (extracting.extract, looking.features, looking.show, looking.plot, looking.report):
     main.add_command(command)

@@ -24,6 +24,7 @@ logger = logging.getLogger("featurestore")
 
 UNITS = {
     "sweep": "MB",
+    "extracting": "sentences",
     "features": "sentences",
     "reading sentences": "sentences",
     "probing": "layers",
