@@ -113,6 +113,8 @@ def measure(source: Path, scratch: Path, sentences: int, runs: int) -> Table:
         done["ingest"].append(run(CLI, "ingest", source, "--store", store))
         done["unflushed"].append(run_role(ingest_without_fsync, source, other))
         shutil.rmtree(other)
+        done["two jobs"].append(run(CLI, "ingest", source, "--store", other, "--jobs", "2"))
+        shutil.rmtree(other)
         done["again"].append(run(CLI, "ingest", source, "--store", store))
         done["verify"].append(run(CLI, "verify", store))
         direct, output = scratch / f"direct_{i}.npz", scratch / f"build_{i}.npz"
@@ -135,6 +137,7 @@ def measure(source: Path, scratch: Path, sentences: int, runs: int) -> Table:
     files = sum(1 for _ in store.rglob("*"))
     table.add("store, files and folders", files)
     table.ratio("ingest without fsync / ingest", done["unflushed"], done["ingest"])
+    table.ratio("ingest by two processes / ingest", done["two jobs"], done["ingest"])
     table.ratio("ingest again, up to date / ingest", done["again"], done["ingest"])
     table.ratio("verify / ingest", done["verify"], done["ingest"], 0.5)
     table.ratio("build of 6 layers / directly from the NPZs", done["build"], done["direct"], 0.2)

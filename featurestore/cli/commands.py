@@ -42,6 +42,7 @@ def main() -> None:
 @click.option("--special-first", type=int, metavar="N", help="Mark the first N tokens as special ones, such as a BOS.")
 @attributes
 @click.option("--skip-bad", is_flag=True, help="Leave bad files out, and record them in the store.")
+@click.option("--jobs", type=int, default=1, metavar="N", help="Read and encode by N processes.  [default: 1]")
 @click.option("--wait", is_flag=True, help="Wait while another process writes the store.")
 @verbosity
 def ingest(folder: Path, store: Path | None, **options: Any) -> None:

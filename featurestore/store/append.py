@@ -7,6 +7,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -41,10 +43,80 @@ _STANDS_OUT = (
 )
 
 
+@dataclass(frozen=True)
+class BadFiles:
+    """What is done with a file whose data turn out to be damaged.
+
+    Attributes
+    ----------
+    left_out : container of str, or None
+        Names of the files that are left out, instead of raising; None stands for all.
+    advice : str
+        How the others can be left out, too.
+    """
+
+    left_out: Container[str] | None
+    advice: str
+
+    @classmethod
+    def of(cls, left_out: Container[str] | None) -> BadFiles:
+        """Spell the advice, here, as threads and processes speak Python."""
+        return cls(left_out, f"or leave it out: ingest with {spelled('skip_bad', True)}")
+
+    def load(self, file: SentenceFile, special_first: int) -> Staged | Skipped:
+        """Read a sentence; NpzError if it is damaged and may not be."""
+        try:
+            return stage(sentences.read(file), special_first)
+        except NpzError as error:
+            if self.left_out is None or file.path.name in self.left_out:
+                return Skipped(file.path.name, error.reason)
+            raise NpzError.of(file.path, f"{error.reason}; {self.advice}") from error
+
+
+@dataclass
+class Appended:
+    """What there is to say of the sentences that were appended.
+
+    Attributes
+    ----------
+    damaged : list of Skipped
+        Files that were left out.
+    nonfinite : dict of str to int
+        How many values are not finite, by the name of the file.
+    has_bos : bool
+        Whether the store was empty, and its first batch `has_bos`, of which is warned at once.
+    is_aside : bool
+        Leave the warning to the process that adopts them.
+    """
+
+    damaged: list[Skipped] = field(default_factory=list)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    has_bos: bool = False
+    is_aside: bool = False
+
+    def note_bos(self) -> None:
+        """Take what `has_bos` has found."""
+        self.has_bos = True
+        if not self.is_aside:
+            warn_of_bos(f"ingest into a new store with {spelled('special_first', 1)}")
+
+    def add(self, more: Appended) -> None:
+        """Add what there is to say of those that follow."""
+        self.damaged += more.damaged
+        self.nonfinite |= more.nonfinite
+        if more.has_bos:
+            self.note_bos()
+
+
 def append(
-    writer: Writer, files: Sequence[SentenceFile], may_be_bad: Container[str] | None, progress: Progress
-) -> list[Skipped]:
-    """Append files batch by batch; return those whose data turned out to be damaged.
+    writer: Writer,
+    files: Sequence[SentenceFile],
+    expected: int,
+    bad: BadFiles,
+    appended: Appended,
+    progress: Progress,
+) -> None:
+    """Append files batch by batch, in this process.
 
     Parameters
     ----------
@@ -52,43 +124,39 @@ def append(
         Of the store.
     files : sequence of SentenceFile
         Checked files, in the order in which they are appended.
-    may_be_bad : container of str, or None
-        Names of the files that are left out if they are damaged, instead of raising; None stands for all.
+    expected : int
+        How many sentences the store is to have.
+    bad : BadFiles
+        What is done with those that turn out to be damaged.
+    appended : Appended
+        Takes what there is to say, also if this raises.
     progress : callable
         Called as ``progress(what, done, total)``.
 
     Raises
     ------
     NpzError
-        If another file is damaged; the batches before it are committed.
+        If a file is damaged that is not to be left out; the batches before it are committed.
     """
-    advice = f"or leave it out: ingest with {spelled('skip_bad', True)}"  # here, as threads speak Python
-
-    def load(file: SentenceFile) -> Staged | Skipped:
-        try:
-            return stage(sentences.read(file), special_first)
-        except NpzError as error:
-            if may_be_bad is None or file.path.name in may_be_bad:
-                return Skipped(file.path.name, error.reason)
-            raise NpzError.of(file.path, f"{error.reason}; {advice}") from error
-
-    special_first = writer.snapshot.special_first
-    damaged: list[Skipped] = []
-    nonfinite: dict[str, int] = {}
-    expected = writer.n_sentences + len(files)
     dense, staged = _largest(files)
     readers = max(1, min(MAX_READERS, os.cpu_count() or 1, READER_BYTES // dense))
     ahead = max(readers, min(READ_AHEAD, BATCH_BYTES // staged))
+    load = partial(bad.load, special_first=writer.snapshot.special_first)
     with ThreadPoolExecutor(readers) as pool:
-        for batch in _batches(_in_order(pool, load, files, ahead), writer, damaged, len(files), progress):
-            if writer.n_sentences == 0:
-                warn_of_bos(batch, f"ingest into a new store with {spelled('special_first', 1)}")
+        results = _in_order(pool, load, files, ahead)
+        for batch in _batches(results, writer, appended.damaged, len(files), progress):
+            if writer.n_sentences == 0 and has_bos(batch):
+                appended.note_bos()
             writer.append(batch, expected)
-            nonfinite |= {str(one.coords["source"]): n for one in batch if (n := int(one.coords["n_nonfinite"]))}
-    warn_of_nonfinite(nonfinite)
+            found = {str(one.coords["source"]): int(one.coords["n_nonfinite"]) for one in batch}
+            appended.nonfinite |= {source: n for source, n in found.items() if n}
+
+
+def warn(appended: Appended, files: Sequence[SentenceFile]) -> None:
+    """Warn of what users should look at in the sentences that were appended."""
+    warn_of_nonfinite(appended.nonfinite)
     if longer := [file.path.name for file in files if file.n_after_final]:
         logger.warning("left out the fragments after the final token in %s", some(longer))
-    return damaged
 
 
 def _batches(
@@ -114,10 +182,14 @@ def is_full(batch: Sequence[Staged], room: int) -> bool:
     return len(batch) == room or sum(staged.nbytes for staged in batch) > BATCH_BYTES
 
 
-def warn_of_bos(batch: Sequence[Staged], remedy: str) -> None:
-    """Warn if in most sentences the first token is probably a BOS that nothing marks."""
-    if sum(map(_first_stands_out, batch)) > len(batch) / 2:
-        logger.warning(_STANDS_OUT, MAX_NORM_RATIO, remedy)
+def has_bos(batch: Sequence[Staged]) -> bool:
+    """Tell whether in most sentences the first token is probably a BOS that nothing marks."""
+    return sum(map(_first_stands_out, batch)) > len(batch) / 2
+
+
+def warn_of_bos(remedy: str) -> None:
+    """Warn of what `has_bos` has found."""
+    logger.warning(_STANDS_OUT, MAX_NORM_RATIO, remedy)
 
 
 def warn_of_nonfinite(nonfinite: Mapping[str, int]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.schema import ACTIVATIONS
-from featurestore.store.layout import TOKEN_COORDS, file_name
+from featurestore.store.layout import TOKEN_COORDS, file_index, file_name
 from featurestore.store.shards import ShardWriter
 from featurestore.store.snapshot import Snapshot
 from featurestore.store.staging import Staged
@@ -50,7 +50,67 @@ class _Shard:
     longest: int
 
 
-class Batch:
+class _Growth:
+    """Sentences that are to follow those of a store, written aside.
+
+    Parameters
+    ----------
+    committed : Snapshot
+        The store.
+    sentences, tokens : int
+        How many there are to append, and how many the longest of them has.
+    folder : Path
+        Where the files are written, by the same names as in the store.
+
+    Attributes
+    ----------
+    snapshot : Snapshot
+        What is to be committed once all is written.
+    """
+
+    def __init__(self, committed: Snapshot, sentences: int, tokens: int, folder: Path) -> None:
+        self._committed, self._folder = committed, folder
+        self._old, self._old_tokens = committed.sizes["sentence"], committed.sizes["token"]
+        self._n_tokens = committed.coord("n_tokens")
+        self._array = cache(partial(committed.array, n_tokens=self._n_tokens))
+        self._new = self._old + sentences
+        self._tokens = max(self._old_tokens, tokens)
+        self.snapshot = committed.resized(self._new, self._tokens)
+
+    def write(self) -> None:
+        """Write all files that are to change."""
+        raise NotImplementedError
+
+    def _write_coord(self, name: str, values: Any) -> None:
+        dtype = self.snapshot.arrays[name]["data_type"]
+        values = np.asarray(values, _DTYPES.get(dtype, dtype))
+        target = self._target(name)
+        first = self._old - self._old % target.chunks[0]
+        whole = np.zeros(target.shape[0] - first, values.dtype)
+        whole[: self._old - first] = self._kept(name, first)
+        whole[self._old - first :][: len(values)] = values
+        target[first:] = whole
+
+    def _write_token_labels(self) -> None:
+        if self._tokens > self._old_tokens:
+            labels = self._target("token")
+            labels[:] = -1 - np.arange(labels.shape[0])
+
+    def _kept(self, name: str, first: int, *places: int | slice) -> NDArray[Any]:
+        """Read the committed sentences of an array from the `first` on; StoreError if a file is damaged or missing."""
+        rest = len(self._committed.arrays[name]["shape"]) - 1 - len(places)
+        return self._array(name).on_disk((slice(first, self._old), *places, *[slice(None)] * rest))
+
+    def _target(self, name: str) -> zarr.Array[Any]:
+        """Return a handle on the array as it is to be, enlarged to whole chunks."""
+        dims = self.snapshot.arrays[name]["dimension_names"]
+        chunks = dict(zip(dims, self.snapshot.file_shape(name), strict=True))
+        rows, tokens = chunks.get("sentence", 1), chunks.get("token", 1)
+        whole = self.snapshot.resized(-(-self._new // rows) * rows, -(-self._tokens // tokens) * tokens)
+        return replace(whole, location=self._folder).open(name, writable=True)
+
+
+class Batch(_Growth):
     """Sentences to append, and the rows of the last shard that they continue.
 
     Shards and chunks are always written whole: rows beyond the last sentence as padding, rows before the first one as
@@ -58,37 +118,21 @@ class Batch:
 
     Parameters
     ----------
-    committed : Snapshot
-        The store.
+    committed, folder
+        As those of `_Growth`.
     sentences : sequence of Staged
         No more than the batch has room for.
-    folder : Path
-        Where the files are written, by the same names as in the store.
-
-    Attributes
-    ----------
-    snapshot : Snapshot
-        What is to be committed once the batch is written.
     """
 
     def __init__(self, committed: Snapshot, sentences: Sequence[Staged], folder: Path) -> None:
-        self._committed, self._sentences, self._folder = committed, sentences, folder
-        self._old, self._old_tokens = committed.sizes["sentence"], committed.sizes["token"]
-        self._n_tokens = committed.coord("n_tokens")
-        self._array = cache(partial(committed.array, n_tokens=self._n_tokens))
-        self._new = self._old + len(sentences)
-        self._tokens = max(self._old_tokens, *(staged.n_tokens for staged in sentences))
-        self.snapshot = committed.resized(self._new, self._tokens)
+        super().__init__(committed, len(sentences), max(staged.n_tokens for staged in sentences), folder)
+        self._sentences = sentences
 
     def write(self) -> None:
         """Write all chunks that the batch touches."""
         for name in [name for name in self.snapshot.arrays if name in self._sentences[0].coords]:
-            dtype = self.snapshot.arrays[name]["data_type"]
-            values = [staged.coords[name] for staged in self._sentences]
-            self._write_coord(name, np.array(values, _DTYPES.get(dtype, dtype)))
-        if self._tokens > self._old_tokens:
-            labels = self._target("token")
-            labels[:] = -1 - np.arange(labels.shape[0])
+            self._write_coord(name, [staged.coords[name] for staged in self._sentences])
+        self._write_token_labels()
         for name in TOKEN_COORDS:
             self._write_token_coord(name)
         jobs = [
@@ -99,14 +143,6 @@ class Batch:
         ]
         with ThreadPoolExecutor(min(MAX_LANES, os.cpu_count() or 1)) as pool:
             list(pool.map(lambda job: self._write_shard(*job), jobs))
-
-    def _write_coord(self, name: str, values: NDArray[Any]) -> None:
-        target = self._target(name)
-        first = self._old - self._old % target.chunks[0]
-        whole = np.zeros(target.shape[0] - first, values.dtype)
-        whole[: self._old - first] = self._kept(name, first)
-        whole[self._old - first :][: len(values)] = values
-        target[first:] = whole
 
     def _write_token_coord(self, name: str) -> None:
         """Write a chunk at a time, as each fragment repeats all that come before it in its sentence."""
@@ -124,11 +160,6 @@ class Batch:
                 part = staged.token_coords[name][columns]
                 whole[row, : len(part)] = part
             target[first:, columns] = whole
-
-    def _kept(self, name: str, first: int, *places: int | slice) -> NDArray[Any]:
-        """Read the committed sentences of an array from the `first` on; StoreError if a file is damaged or missing."""
-        rest = len(self._committed.arrays[name]["shape"]) - 1 - len(places)
-        return self._array(name).on_disk((slice(first, self._old), *places, *[slice(None)] * rest))
 
     def _shards(self, rows: int) -> Iterator[_Shard]:
         """Divide the batch, with the committed rows of the shard that it continues."""
@@ -185,10 +216,37 @@ class Batch:
                 chunk = np.ascontiguousarray(dense[:, column : column + step])
                 writer.add((0, token - start, sae, i), chunk)
 
-    def _target(self, name: str) -> zarr.Array[Any]:
-        """Return a handle on the array as it is to be, enlarged to whole chunks."""
-        dims = self.snapshot.arrays[name]["dimension_names"]
-        chunks = dict(zip(dims, self.snapshot.file_shape(name), strict=True))
-        rows, tokens = chunks.get("sentence", 1), chunks.get("token", 1)
-        whole = self.snapshot.resized(-(-self._new // rows) * rows, -(-self._tokens // tokens) * tokens)
-        return replace(whole, location=self._folder).open(name, writable=True)
+
+class Block(_Growth):
+    """The sentences of a store of their own, with the same layout, that follow those of a store of whole batches.
+
+    Their shards and chunks do not depend on where they stand, so that these are moved, and only renamed.
+
+    Parameters
+    ----------
+    committed, folder
+        As those of `_Growth`.
+    block : Snapshot
+        The other store, which is no store any more afterwards.
+    """
+
+    def __init__(self, committed: Snapshot, block: Snapshot, folder: Path) -> None:
+        super().__init__(committed, block.sizes["sentence"], block.sizes["token"], folder)
+        self._block = block
+
+    def write(self) -> None:
+        """Write the coordinates of sentences, and move all else."""
+        for name, metadata in self.snapshot.arrays.items():
+            if metadata["dimension_names"] == ["sentence"]:
+                self._write_coord(name, self._block.coord(name))
+            elif metadata["dimension_names"][0] == "sentence":
+                self._move(name)
+        self._write_token_labels()
+
+    def _move(self, name: str) -> None:
+        for file in (self._block.path / name).iterdir():
+            if index := file_index(file.name):
+                row = self._old // self.snapshot.file_shape(name)[0]
+                target = self._folder / file_name(name, (row + index[0], *index[1:]))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from featurestore.schema import (
     Extraction,
     Skipped,
 )
-from featurestore.store.batch import Batch
+from featurestore.store.batch import Batch, Block
 from featurestore.store.layout import ROOT, file_index
 from featurestore.store.root import encode, encode_root, new_root
 from featurestore.store.snapshot import Snapshot, is_store
@@ -101,6 +101,8 @@ class Writer:
     ----------
     path : Path
         A store, as `exclusive` yields it.
+    durably : bool
+        Flush to disk what is written.
 
     Attributes
     ----------
@@ -108,9 +110,9 @@ class Writer:
         The store as it is committed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durably: bool = True) -> None:
         self.snapshot = Snapshot.read(path)
-        self._new = False
+        self._new, self._durably = False, durably
         self._clean()
         self._write_array_metadata()
 
@@ -141,6 +143,13 @@ class Writer:
         writer._new = True
         return writer
 
+    @classmethod
+    def aside(cls, path: Path, store: Snapshot) -> Writer:
+        """Make an empty store of the same layout, to be adopted by the other one, which flushes it."""
+        path.mkdir()
+        files.replace(path / ROOT, encode_root(store.resized(0, 0).root), durably=False)
+        return cls(path, durably=False)
+
     @property
     def n_sentences(self) -> int:
         """Committed sentences."""
@@ -163,22 +172,36 @@ class Writer:
         On any error, what was committed before stays as it was. Until `finish` the store says that it is incomplete,
         and how many sentences it is to have.
         """
-        path = self.snapshot.path
-        aside = path / f"batch{PARTIAL}"
-        appended = Batch(self.snapshot, batch, aside)
-        appended.write()
+        self._write(Batch(self.snapshot, batch, self._aside), expected)
+
+    def adopt(self, block: Snapshot, expected: int) -> None:
+        """Commit the sentences of a store made `aside`, as `append`, where this one ends with a whole batch."""
+        self._write(Block(self.snapshot, block, self._aside), expected)
+
+    @property
+    def _aside(self) -> Path:
+        """Where a batch is written before it is moved into place."""
+        return self.snapshot.path / f"batch{PARTIAL}"
+
+    def _write(self, batch: Batch | Block, expected: int) -> None:
+        path, aside = self.snapshot.path, self._aside
+        batch.write()
         written = [file for file in aside.rglob("*") if file.is_file()]
-        files.flush(written)
+        self._flush(written)
         folders = set()
         for source in written:
             target = path / source.relative_to(aside)
             target.parent.mkdir(parents=True, exist_ok=True)
             source.replace(target)
             folders.add(target.parent)
-        files.flush(folders)
+        self._flush(folders)
         shutil.rmtree(aside)
-        self._commit(appended.snapshot.with_attributes(expected_sentences=expected))
+        self._commit(batch.snapshot.with_attributes(expected_sentences=expected))
         logger.debug("%s: committed %d of %d sentences", path, self.n_sentences, expected)
+
+    def _flush(self, paths: Iterable[Path]) -> None:
+        if self._durably:
+            files.flush(paths)
 
     def finish(self, skipped: Sequence[Skipped], attributes: Mapping[str, str]) -> None:
         """Declare the store complete; record which files were left out instead of those recorded before, and more."""
@@ -213,7 +236,7 @@ class Writer:
                     files.remove(file)
 
     def _commit(self, snapshot: Snapshot) -> None:
-        files.replace(snapshot.path / ROOT, encode_root(snapshot.root))
+        files.replace(snapshot.path / ROOT, encode_root(snapshot.root), durably=self._durably)
         self.snapshot = snapshot
         self._write_array_metadata()
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.errors import ParameterError, StoreError, StoreNotFoundError, naming, shown, spelled
 from featurestore.paths import PathLike, as_path, real_path
 from featurestore.ranges import integer
-from featurestore.schema import LIMITS, STORES, Progress, Skipped
+from featurestore.schema import LIMITS, STORES, Progress, SentenceFile, Skipped
 from featurestore.sources import sentences
-from featurestore.store import changes, commit
-from featurestore.store.append import append
+from featurestore.store import changes, commit, parallel
+from featurestore.store.append import Appended, BadFiles, append, warn
 from featurestore.store.commit import Writer
 from featurestore.store.described import described
 from featurestore.store.location import Location, ReadOnlyPath, StorageOptions, location
@@ -54,6 +54,7 @@ def ingest(
     *,
     special_first: int | None = None,
     skip_bad: bool = False,
+    jobs: int = 1,
     wait: bool = False,
     progress: Progress = lambda *_: None,
     **attributes: str | None,
@@ -77,6 +78,10 @@ def ingest(
     skip_bad : bool
         Leave bad files out, and record them in the store, instead of refusing the folder. A file that is recorded
         stays left out in later calls while it is bad.
+    jobs : int
+        Processes that read, check and encode batches, while one commits them in order: the store is the same, byte for
+        byte. 1, the default, means this process alone, with threads. Each takes as much memory as one does. A script
+        has to call this below ``if __name__ == "__main__":`` then, as the processes import it.
     wait : bool
         Wait while another process writes the store, instead of raising.
     progress : callable
@@ -93,14 +98,14 @@ def ingest(
     Raises
     ------
     ParameterError
-        If an attribute is unknown, or no text, or `special_first` is no number of tokens.
+        If an attribute is unknown, or no text, `special_first` is no number of tokens, or `jobs` none of processes.
     SourceError
         If there is nothing to ingest, or files are bad; every bad file is named, and nothing has been written.
     NpzError
         If the data of a file turn out to be damaged; the batches before it are committed.
     StoreError
-        If `store` is something else, or has another number of special tokens; `StoreBusyError` if another process
-        writes it.
+        If `store` is something else, or has another number of special tokens, or one of several processes was killed;
+        the batches before its own are committed. `StoreBusyError` if another process writes it.
     """
     is_default, source = store is None, as_path(source)
     store = store_path(source) if store is None else as_path(store)
@@ -110,9 +115,12 @@ def ingest(
         is_default=is_default,
         paths=sentences.find(source),
         seen=Seen(store),
-        special_first=None if special_first is None else _checked_count(special_first),
+        special_first=None
+        if special_first is None
+        else _checked(spelled("special_first"), special_first, 0, LIMITS["token"], "tokens"),
         attributes=described(attributes, "ingest"),
         skip_bad=skip_bad,
+        jobs=_checked(spelled("jobs"), jobs, 1, parallel.MAX_JOBS, "processes"),
         progress=progress,
     )
     done = job.if_up_to_date()
@@ -139,6 +147,7 @@ class _Job:
     special_first: int | None
     attributes: dict[str, str]
     skip_bad: bool
+    jobs: int
     progress: Progress
 
     def if_up_to_date(self) -> Ingested | None:
@@ -161,7 +170,7 @@ class _Job:
         self._check(writer, found, scan, recorded)
         writer = writer or Writer.create(real, scan.files[0].extraction, self.special_first or 0)
         try:
-            damaged = append(writer, scan.files, None if self.skip_bad else recorded, self.progress)
+            damaged = self._append(writer, scan.files, BadFiles.of(None if self.skip_bad else recorded))
             skipped = [*scan.bad, *damaged]
             if not writer.n_sentences:
                 raise changes.refusal(self.source, skipped, len(self.paths))
@@ -171,6 +180,16 @@ class _Job:
             writer.discard()
             raise
         return Ingested(self.store, len(scan.files) - len(damaged), found.present, tuple(skipped), writer.n_sentences)
+
+    def _append(self, writer: Writer, files: Sequence[SentenceFile], bad: BadFiles) -> list[Skipped]:
+        """Append files, and return those that turned out to be damaged."""
+        appended, arguments = Appended(), (writer, files, writer.n_sentences + len(files), bad)
+        if self.jobs == 1:
+            append(*arguments, appended, self.progress)
+        else:
+            parallel.append_blocks(*arguments, appended, self.progress, self.jobs)
+        warn(appended, files)
+        return appended.damaged
 
     def _check(
         self, writer: Writer | None, found: changes.Changes, scan: changes.Scan, recorded: Mapping[str, Skipped]
@@ -190,11 +209,10 @@ class _Job:
             raise changes.refusal(self.source, scan.bad, len(self.paths))
 
 
-def _checked_count(special_first: int) -> int:
-    """Check a number of tokens."""
-    name, most = spelled("special_first"), LIMITS["token"]
-    if not 0 <= (number := integer(name, special_first)) <= most:
-        raise ParameterError(f"{name}: expected 0 to {most:,} tokens, found {number}")
+def _checked(name: str, value: int, low: int, high: int, what: str) -> int:
+    """Check a number of something."""
+    if not low <= (number := integer(name, value)) <= high:
+        raise ParameterError(f"{name}: expected {low} to {high:,} {what}, found {number}")
     return number
 
 

@@ -16,7 +16,7 @@ from featurestore.paths import PathLike, as_path
 from featurestore.ranges import integer
 from featurestore.schema import Extraction
 from featurestore.sources.given import Described, checked, given
-from featurestore.store.append import is_full, warn_of_bos, warn_of_nonfinite
+from featurestore.store.append import has_bos, is_full, warn_of_bos, warn_of_nonfinite
 from featurestore.store.commit import Writer, check_free, exclusive
 from featurestore.store.described import described
 from featurestore.store.layout import BATCH_ROWS, CHECKSUMS
@@ -214,7 +214,8 @@ class SentenceWriter:
         if not self._batch or self._extraction is None:
             return
         if self._writer is None:
-            warn_of_bos(self._batch, f"write a new store, and mark it by {spelled('special')}")
+            if has_bos(self._batch):
+                warn_of_bos(f"write a new store, and mark it by {spelled('special')}")
             self._writer = Writer.create(self._path, self._extraction, self._special_first)
         before = self._writer.n_sentences
         try:
