@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from featurestore.models.extract import extract
     from featurestore.recipes.sweep import Sweep, sweep
     from featurestore.sources.write_sentence import write_sentence
+    from featurestore.store.batches import batches
     from featurestore.store.checks import Problem
     from featurestore.store.info import info
     from featurestore.store.ingest import ingest
@@ -67,6 +68,7 @@ _HOMES = {
     "explore.separability": ["fisher_ratio", "separability"],
     "explore.show": ["show"],
     "explore.tokens": ["l0", "onset", "top_tokens", "trajectory"],
+    "store.batches": ["batches"],
     "models.extract": ["extract"],
     "store.ingest": ["ingest"],
     "store.info": ["info"],
@@ -105,6 +107,7 @@ __all__ = [
     "Sweep",
     "TooLargeError",
     "__version__",
+    "batches",
     "build",
     "extract",
     "features",
