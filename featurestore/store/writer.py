@@ -16,10 +16,11 @@ from featurestore.paths import PathLike, as_path
 from featurestore.ranges import integer
 from featurestore.schema import Extraction
 from featurestore.sources.given import Described, checked, given
+from featurestore.store import layout
 from featurestore.store.append import has_bos, is_full, warn_of_bos, warn_of_nonfinite
 from featurestore.store.commit import Writer, check_free, exclusive
 from featurestore.store.described import described
-from featurestore.store.layout import BATCH_ROWS, CHECKSUMS
+from featurestore.store.layout import CHECKSUMS
 from featurestore.store.snapshot import is_store
 from featurestore.store.staging import Staged, stage
 
@@ -205,7 +206,7 @@ class SentenceWriter:
         self._batch.append(staged)
         if n := int(staged.coords["n_nonfinite"]):
             self._nonfinite[f"sentence {index}"] = n
-        if is_full(self._batch, self._writer.room if self._writer else BATCH_ROWS):
+        if is_full(self._batch, self._writer.room if self._writer else layout.BATCH_ROWS):
             with naming(self._path):
                 self._commit()
 

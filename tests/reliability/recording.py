@@ -65,8 +65,10 @@ def serial() -> Iterator[None]:
         yield
 
 
-def held(path: Path, sentences: Sentences) -> int | None:
+def held(path: Path, sentences: Sentences, *, from_files: bool = True) -> int | None:
     """Check what a store holds, byte for byte; return how many sentences, or None where no store is.
+
+    Those that are not `from_files` have no source.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def held(path: Path, sentences: Sentences) -> int | None:
             "sentence": arrays["sentence_index"].item(),
             "n_tokens": len(arrays["fragments"]),
             "n_nonfinite": 0,
-            "source": f"sentence_{arrays['sentence_index'] + 1:06d}.npz",
+            "source": f"sentence_{arrays['sentence_index'] + 1:06d}.npz" if from_files else "",
         }.items():
             assert values[name][row] == expected, (row, name)
     return n
