@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import ParameterError, SelectionError, brief, spelled
+from featurestore.errors import ParameterError, SelectionError, StoreError, brief, spelled
 from featurestore.models.causal import DTYPES, EMBEDDINGS, CausalModel, Computed, Tokens, checked_layers
 from featurestore.models.listed import Listed, listed
 from featurestore.models.saes import SAE, encoded, load_saes
 from featurestore.paths import PathLike, as_path
 from featurestore.ranges import integer, numbers
-from featurestore.schema import STORES, Progress
+from featurestore.schema import ATTRIBUTES, STORES, Progress
+from featurestore.store.snapshot import Snapshot, is_store
 from featurestore.store.writer import SentenceWriter, writer
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def extract(
     MissingExtraError
         If `transformers`, or for SAEs of SAELens `sae-lens`, is not installed.
     StoreError
-        As `writer`.
+        As `writer`; also if the store says that it is of another model, or of other SAEs.
     """
     for name, value, allowed in (
         ("embeddings", embeddings, EMBEDDINGS),
@@ -135,6 +136,7 @@ def extract(
         raise ParameterError(f"{spelled('sae')}: expected SAEs of {causal.hidden} hidden dimensions, {found}")
     job = _Job(causal, wanted_layers, saes, embeddings, keep_bos, store_dtype)
     place = STORES / f"{path.stem}.zarr" if store is None else as_path(store)
+    _check_same(place, job.described)
     with writer(place, wait=wait, **job.described) as target:
         missing = {*target.missing(row.sentence_index for row in rows)}
         left = [row for row in rows if row.sentence_index in missing]
@@ -144,6 +146,17 @@ def extract(
             done += len(batch)
             progress("extracting", done, len(left))
     return Extracted(place, len(left), len(rows) - len(left))
+
+
+def _check_same(place: Path, described: Mapping[str, Any]) -> None:
+    """Raise StoreError if the sentences of a store came from another model, or other SAEs."""
+    if not is_store(place):
+        return
+    said = Snapshot.read(place).attributes
+    for name in ATTRIBUTES:
+        if name in said and said[name] != described[name]:
+            found = f"holds sentences of {name} {brief(said[name])}, not {brief(described[name])}"
+            raise StoreError(f"{place}: {found}; choose another store ({spelled('store')})")
 
 
 @dataclass(frozen=True)

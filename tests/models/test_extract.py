@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,15 @@ def test_goes_on(llama: Path, sentences: Path, tmp_path: Path) -> None:
     assert featurestore.extract(sentences, tmp_path / "s.zarr", **options).present == 3
     stores = [featurestore.open_store(tmp_path / name).load() for name in ("s.zarr", "whole.zarr")]
     assert stores[0].identical(stores[1])
+
+
+def test_another_model(llama: Path, sentences: Path, tmp_path: Path) -> None:
+    featurestore.extract(sentences, tmp_path / "s.zarr", model=str(llama))
+    other = shutil.copytree(llama, tmp_path / "other")
+    with pytest.raises(
+        featurestore.StoreError, match="holds sentences of model 'llama', not 'other'; choose another st"
+    ):
+        featurestore.extract(sentences, tmp_path / "s.zarr", model=str(other))
 
 
 def sae_weights(kind: str, rng: np.random.Generator) -> dict[str, Any]:
