@@ -86,7 +86,7 @@ class CausalModel:
             self.tokenizer = AutoTokenizer.from_pretrained(place, **options)
             model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype), **options)
         self.name = path.name if path.exists() else name
-        self.revision: str = revision or getattr(model.config, "_commit_hash", None) or ""
+        self.revision: str = getattr(model.config, "_commit_hash", None) or revision or ""
         self._model = model.base_model.to(self.device).eval()  # without its head, whose logits would be large
         self._config = model.config.get_text_config()
         self._blocks = _blocks(self._model, self._config.num_hidden_layers)
@@ -172,8 +172,8 @@ def _blocks(model: torch.nn.Module, n: int) -> Sequence[torch.nn.Module]:
     """Find the list of blocks, whatever the architecture calls it."""
     import torch
 
-    for module in model.modules():  # outer ones first
-        if isinstance(module, torch.nn.ModuleList) and len(module) == n:
+    for name, module in model.named_modules():  # outer ones first
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n and "vision" not in name:
             return [*module]
     raise ParameterError(
         f"{spelled('model')}: expected a list of {n} blocks in {type(model).__name__}, found none; use writer"

@@ -61,7 +61,7 @@ def extract(
     """Run sentences through a causal language model of Hugging Face, and write what it computes into a store.
 
     Each sentence is run once; as the model is causal, its tokens are what they would be in each cumulative fragment.
-    Batches are committed one by one. Interrupted at any point, the same call goes on with what is missing.
+    At most 64 sentences are committed at a time. Interrupted at any point, the same call goes on with what is missing.
 
     Parameters
     ----------
@@ -112,7 +112,8 @@ def extract(
     MissingExtraError
         If `transformers`, or for SAEs of SAELens `sae-lens`, is not installed.
     StoreError
-        As `writer`; also if the store says that it is of another model, or of other SAEs.
+        As `writer`; also if the store says that it is of another model, or of other SAEs, or has a sentence of the list
+        with another text or label.
     """
     for name, value, allowed in (
         ("embeddings", embeddings, EMBEDDINGS),
@@ -136,7 +137,7 @@ def extract(
         raise ParameterError(f"{spelled('sae')}: expected SAEs of {causal.hidden} hidden dimensions, {found}")
     job = _Job(causal, wanted_layers, saes, embeddings, keep_bos, store_dtype)
     place = STORES / f"{path.stem}.zarr" if store is None else as_path(store)
-    _check_same(place, job.described)
+    _check_same(place, job.described, rows)
     with writer(place, wait=wait, **job.described) as target:
         missing = {*target.missing(row.sentence_index for row in rows)}
         left = [row for row in rows if row.sentence_index in missing]
@@ -148,8 +149,8 @@ def extract(
     return Extracted(place, len(left), len(rows) - len(left))
 
 
-def _check_same(place: Path, described: Mapping[str, Any]) -> None:
-    """Raise StoreError if the sentences of a store came from another model, or other SAEs."""
+def _check_same(place: Path, described: Mapping[str, Any], rows: Sequence[Listed]) -> None:
+    """Raise StoreError if the sentences of a store came from another model or SAEs, or have another text or label."""
     if not is_store(place):
         return
     said = Snapshot.read(place).attributes
@@ -157,6 +158,13 @@ def _check_same(place: Path, described: Mapping[str, Any]) -> None:
         if name in said and said[name] != described[name]:
             found = f"holds sentences of {name} {brief(said[name])}, not {brief(described[name])}"
             raise StoreError(f"{place}: {found}; choose another store ({spelled('store')})")
+    columns = [Snapshot.read(place).coord(name).tolist() for name in ("sentence", "text", "label", "has_label")]
+    held = {index: (text, label if has else None) for index, text, label, has in zip(*columns, strict=True)}
+    for row in rows:
+        if (there := held.get(row.sentence_index, row[1:])) != row[1:]:
+            found = f"holds sentence {row.sentence_index} as {brief(there[0])} with label {there[1]}"
+            listed_as = f"the list has {brief(row.text)} with label {row.label}"
+            raise StoreError(f"{place}: {found}, {listed_as}; mend the list, or choose another store")
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,7 @@ class _Job:
             "average_l0s": [sae.average_l0 for sae in self.saes] if self.saes else None,
             "model": self.model.name,
             "model_revision": self.model.revision or None,
-            "tokenizer": type(self.model.tokenizer).__name__,
+            "tokenizer": self.model.name,
             "sae_release": ", ".join(releases) or None,
             "sae_ids": ", ".join(sae.name for sae in self.saes) or None,
         }

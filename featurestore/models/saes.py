@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from featurestore.npz import Archive
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 _HOOK = re.compile(r"blocks\.(\d+)\.hook_resid_(post|pre)")
 _EXPECTED = "expected LAYER=FILE.npz of weights, a folder saved by SAELens, or RELEASE:ID as SAELens names them"
@@ -164,6 +167,10 @@ def _of_saelens(spec: str, device: torch.device) -> SAE:
     if not (found_hook := _HOOK.fullmatch(hook)):
         raise ParameterError(
             f"{spelled('sae')}: {spec}: expected one of the residual stream, found {hook or 'no hook'}"
+        )
+    if processed := getattr(sae.cfg.metadata, "model_from_pretrained_kwargs", None):
+        logger.warning(
+            "%s was trained on a model loaded with %s, which this is not; its activations differ", spec, processed
         )
     layer = int(found_hook[1]) - (found_hook[2] == "pre")
     l0 = re.search(r"average_l0_(\d+)", name)

@@ -46,7 +46,7 @@ def test_layers_and_embeddings(tiny: Path, sentences: Path, tmp_path: Path) -> N
         sentences, tmp_path / "f.zarr", model=str(tiny), embeddings="first-block", batch_size=1
     )
     of_first = featurestore.open_store(first.store)
-    assert ds.attrs["model"] == tiny.name
+    assert (ds.attrs["model"], ds.attrs["tokenizer"]) == (tiny.name, tiny.name)
     for sentence, text in enumerate(TEXTS):
         embeddings, given, norm = expected_of(tiny, text)
         tolerance: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4 * float(max(one.abs().max() for one in given))}
@@ -122,6 +122,10 @@ def test_another_model(llama: Path, sentences: Path, tmp_path: Path) -> None:
         featurestore.StoreError, match="holds sentences of model 'llama', not 'other'; choose another st"
     ):
         featurestore.extract(sentences, tmp_path / "s.zarr", model=str(other))
+    for changed in ("he lied .,1", "he slept .,0"):
+        sentences.write_text(f"sentence,label\n{changed}\n")
+        with pytest.raises(featurestore.StoreError, match=r"holds sentence 0 as .he lied \..* with label 0"):
+            featurestore.extract(sentences, tmp_path / "s.zarr", model=str(llama))
 
 
 def sae_weights(kind: str, rng: np.random.Generator) -> dict[str, Any]:
