@@ -75,8 +75,8 @@ def _boundary() -> Iterator[None]:
         found = f"not enough memory ({error})" if str(error) else "not enough memory"
         raise click.ClickException(plain(f"{found}; free some, or ask for less at once")) from error
     except KeyboardInterrupt as error:
-        click.echo("\nInterrupted: nothing is half-written. Run the same command again: an ingest goes on", err=True)
-        click.echo("after the last batch that it committed, a sweep after the last dataset.", err=True)
+        click.echo("\nInterrupted: nothing is half-written. Run the same command again: ingest and", err=True)
+        click.echo("extract go on after the last batch that is committed, a sweep after the last dataset.", err=True)
         raise click.exceptions.Exit(130) from error
 
 

@@ -216,7 +216,7 @@ class SentenceWriter:
             return
         if self._writer is None:
             if has_bos(self._batch):
-                warn_of_bos(f"write a new store, and mark it by {spelled('special')}")
+                warn_of_bos("mark it as a special one in a new store")
             self._writer = Writer.create(self._path, self._extraction, self._special_first)
         before = self._writer.n_sentences
         try:

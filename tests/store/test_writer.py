@@ -317,5 +317,5 @@ def test_a_bos_and_infinite_values_are_warned_of(tmp_path: Path, caplog: pytest.
     hidden_states[0, 1, 0] = np.inf
     with featurestore.writer(tmp_path / "s.zarr", layers=LAYERS) as store:
         store.append(sentence_index=4, text="abcde", tokens=[*"abcde"], hidden_states=hidden_states)
-    assert "is not marked as a special token; if it is one, write a new store, and mark it by special=" in caplog.text
+    assert "is not marked as a special token; if it is one, mark it as a special one in a new store" in caplog.text
     assert "1 NaN or infinite values in sentence 4;" in caplog.text
