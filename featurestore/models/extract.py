@@ -137,8 +137,8 @@ def extract(
         raise ParameterError(f"{spelled('sae')}: expected SAEs of {causal.hidden} hidden dimensions, {found}")
     job = _Job(causal, wanted_layers, saes, embeddings, keep_bos, store_dtype)
     place = STORES / f"{path.stem}.zarr" if store is None else as_path(store)
-    _check_same(place, job.described, rows)
     with writer(place, wait=wait, **job.described) as target:
+        _check_same(place, job.described, rows)
         missing = {*target.missing(row.sentence_index for row in rows)}
         left = [row for row in rows if row.sentence_index in missing]
         done = 0

@@ -125,8 +125,10 @@ def _of_weights(layer: int, path: Path, device: torch.device) -> SAE:
     hidden, features = weights.shape if weights.ndim == 2 else (0, 0)
     expected = [(hidden, features), (features,), *[(hidden,)] * (before is not None)]
     if shapes != expected + [(features,)] * (threshold is not None) or not features:
-        found = f"W_enc {weights.shape}, b_enc {bias.shape}"
-        raise ParameterError(f"{spelled('sae')}: {path}: expected W_enc (H, F), b_enc (F,), b_dec (H,), found {found}")
+        wanted = "W_enc (H, F), b_enc (F,), b_dec (H,), threshold (F,)"
+        raise ParameterError(f"{spelled('sae')}: {path}: expected {wanted}, found {', '.join(map(str, shapes))}")
+    if k is not None and not (k.shape == () and k >= 1):
+        raise ParameterError(f"{spelled('sae')}: {path}: expected k to be a number from 1, found {brief(k.tolist())}")
 
     def put(array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array.astype(np.float32)).to(device)
@@ -164,7 +166,7 @@ def _of_saelens(spec: str, device: torch.device) -> SAE:
         found = shortened((str(error).strip() or type(error).__name__).splitlines()[0])
         raise ParameterError(f"{spelled('sae')}: {_EXPECTED}, found {brief(spec)} ({found})") from error
     hook = str(getattr(sae.cfg.metadata, "hook_name", ""))
-    if not (found_hook := _HOOK.fullmatch(hook)):
+    if not (found_hook := _HOOK.fullmatch(hook)) or hook == "blocks.0.hook_resid_pre":
         raise ParameterError(
             f"{spelled('sae')}: {spec}: expected one of the residual stream, found {hook or 'no hook'}"
         )

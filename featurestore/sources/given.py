@@ -46,11 +46,13 @@ class Described:
         """Read what a caller gives; ParameterError for what names no layers, or is no numbers."""
         l0s = None
         if average_l0s is not None:
+            expected = f"{spelled('average_l0s')}: expected one number for each SAE, found {brief(average_l0s)}"
             try:
                 l0s = np.array([*average_l0s])  # type: ignore[misc]
             except Exception as error:
-                found = f"{spelled('average_l0s')}: expected one number for each SAE, found {brief(average_l0s)}"
-                raise ParameterError(found) from error
+                raise ParameterError(expected) from error
+            if l0s.dtype.kind not in "iuf" or l0s.ndim != 1:
+                raise ParameterError(expected)
         of_saes = None if sae_layers is None else _with_repeats(spelled("sae_layers"), sae_layers)
         return cls(numbers(spelled("layers"), layers) if _is_some(layers) else (), of_saes, l0s)
 
@@ -205,13 +207,18 @@ def _fragments(whose: str, fragments: Iterable[str] | None, tokens: Iterable[str
     if values is None or isinstance(values, str) or not isinstance(values, Iterable):
         raise ParameterError(f"{whose}: {spelled(name)}: expected a list of texts, found {brief(values)}")
     texts = [_text(whose, name, one) for one in values]
-    return texts if tokens is None else [*accumulate(texts)]
+    return [_kept(one) for one in (texts if tokens is None else accumulate(texts))]
 
 
 def _text(whose: str, name: str, value: object) -> str:
     if not isinstance(value, str):
         raise ParameterError(f"{whose}: {spelled(name)}: expected text, found {brief(value)}")
-    return str(value).rstrip("\0")  # which an array of numpy does not keep, so nor does an NPZ
+    return str(value)
+
+
+def _kept(text: str) -> str:
+    """Return what an array of numpy keeps of a text, and so an NPZ."""
+    return text.rstrip("\0")
 
 
 def checked(given: Given, extraction: Extraction | None) -> Sentence:

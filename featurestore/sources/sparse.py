@@ -40,7 +40,7 @@ def sparse_activations(value: Sequence[Any], features: int | None) -> SparseActi
     saes = np.repeat(np.arange(len(parts)), [len(part.values) for part in parts])
     tokens, indices = (np.concatenate([getattr(part, name) for part in parts]) for name in ("token", "indices"))
     values = np.concatenate([part.values for part in parts]).astype(dtype, copy=False)
-    kept = values.view(f"u{values.itemsize}") != 0 if values.dtype.kind == "f" else values != 0
+    kept = values != 0
     saes, tokens, indices, values = saes[kept], tokens[kept], indices[kept], values[kept]
     if outside := indices[(indices < 0) | (indices >= n_features)].tolist():
         raise ValueError(f"must name features from 0 to {n_features - 1}, found {outside[0]}")
@@ -83,7 +83,9 @@ def _is_pair(one: object) -> bool:
 def _of_csr(one: Any) -> _Part:
     starts, indices, values = as_array(one.indptr), as_array(one.indices), as_array(one.data)
     tokens, features = one.shape
-    if len(starts) != tokens + 1 or not starts[-1] == len(indices) == len(values) or (np.diff(starts) < 0).any():
+    is_sound = len(starts) == tokens + 1 and starts[0] == 0 and starts[-1] == len(indices) == len(values)
+    is_sound = is_sound and starts.dtype.kind in "iu" and indices.dtype.kind in "iu" and (np.diff(starts) >= 0).all()
+    if getattr(one, "format", "csr") != "csr" or not is_sound:
         raise ValueError(f"must be CSR arrays (T, F), found one of shape {one.shape} whose parts do not fit it")
     return _Part(tokens, features, np.repeat(np.arange(tokens), np.diff(starts)), indices, values)
 

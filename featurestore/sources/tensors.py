@@ -19,7 +19,10 @@ def as_array(value: Any) -> NDArray[Any]:
         If it is none, or the arrays of a list differ in shape.
     """
     if isinstance(value, list | tuple):
-        return np.stack([as_array(one) for one in value]) if value else np.zeros(0)
+        arrays = [as_array(one) for one in value]
+        if len({array.dtype for array in arrays if array.ndim}) > 1:  # which stacking would make one of
+            raise ValueError(f"must be of one dtype, found {', '.join(sorted({str(one.dtype) for one in arrays}))}")
+        return np.stack(arrays) if arrays else np.zeros(0)
     for step in ("detach", "cpu"):  # of PyTorch: from its graph, and from its device
         value = getattr(value, step)() if hasattr(value, step) else value
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which numpy does not know, nor its DLPack

@@ -179,7 +179,7 @@ def _batches(
 
 def is_full(batch: Sequence[Staged], room: int) -> bool:
     """Tell whether a batch fills its room, or is too large to take more."""
-    return len(batch) == room or sum(staged.nbytes for staged in batch) > BATCH_BYTES
+    return len(batch) >= room or sum(staged.nbytes for staged in batch) > BATCH_BYTES
 
 
 def has_bos(batch: Sequence[Staged]) -> bool:

@@ -20,7 +20,7 @@ from featurestore.store import layout
 from featurestore.store.append import has_bos, is_full, warn_of_bos, warn_of_nonfinite
 from featurestore.store.commit import Writer, check_free, exclusive
 from featurestore.store.described import described
-from featurestore.store.layout import CHECKSUMS
+from featurestore.store.layout import CHECKSUMS, TOKEN_COORDS
 from featurestore.store.snapshot import is_store
 from featurestore.store.staging import Staged, stage
 
@@ -44,9 +44,9 @@ def writer(
 
     They are committed in batches. Killed at any moment, the store opens at its last committed batch, and `missing` says
     what is left to do. When the `with` block is left by an exception, Ctrl-C included, the sentences that were appended
-    are committed first, and the store says that it is incomplete until another `with` block ends well. No other process
-    can write the store meanwhile; all can read it. The store equals one ingested from NPZs of the same values
-    (`write_sentence`), but for the coordinates `source`, which is empty, and `source_digest`.
+    are committed first, and if there are any, the store says that it is incomplete until another block ends well. No
+    other process can write the store meanwhile; all can read it. The store equals one ingested from NPZs of the same
+    values (`write_sentence`), but for the coordinates `source`, which is empty, and `source_digest`.
 
     Parameters
     ----------
@@ -88,32 +88,33 @@ def writer(
     shared = Described.of(layers, sae_layers, average_l0s)
     with exclusive(path, wait) as real:
         with naming(path):
-            writing = SentenceWriter(real, shared)
+            writing = SentenceWriter(real, shared, said)
         try:
             yield writing
         except BaseException:
             writing.rescue()
             raise
         with naming(path):
-            writing.finish(said)
+            writing.finish()
 
 
 class SentenceWriter:
     """Takes sentences for a store, and commits them batch by batch; made by `writer`."""
 
-    def __init__(self, path: Path, shared: Described) -> None:
-        self._path, self._shared = path, shared
+    def __init__(self, path: Path, shared: Described, attributes: Mapping[str, str]) -> None:
+        self._path, self._shared, self._attributes = path, shared, attributes
         self._writer = Writer(path) if is_store(path) else None
         if self._writer is None:
             check_free(path)
         snapshot = self._writer.snapshot if self._writer else None
         self._extraction: Extraction | None = snapshot.extraction if snapshot else None
         self._special_first = snapshot.special_first if snapshot else 0
-        self._stored: dict[int, list[Any]] = {}
+        self._stored: dict[int, list[Any]] = {}  # in the order of the store
         if snapshot:
             names = ["sentence", *(name for name in _CONTENT if name in snapshot.arrays)]
             columns = [snapshot.coord(name).tolist() for name in names]
             self._stored = {index: content for index, *content in zip(*columns, strict=True)}
+        self._rows = {index: row for row, index in enumerate(self._stored)}
         self._wanted: set[int] = set()
         self._batch: list[Staged] = []
         self._nonfinite: dict[str, int] = {}
@@ -197,18 +198,33 @@ class SentenceWriter:
         index = sentence.file.sentence_index
         content = [staged.coords[name] for name in _CONTENT if name in staged.coords]
         if index in self._stored:
-            if self._stored[index] != content:
+            if self._stored[index] != content or not self._has_tokens(self._rows[index], staged):
                 found = f"sentence_index {index} is there with other content, which stays"
                 raise StoreError(f"{shown(self._path)}: {found}; choose another index, or another store")
             return
-        self._extraction = self._extraction or sentence.file.extraction
-        self._stored[index] = content
-        self._batch.append(staged)
-        if n := int(staged.coords["n_nonfinite"]):
-            self._nonfinite[f"sentence {index}"] = n
+        with naming(self._path):
+            self._commit_if_full()  # one whose commit failed before
+            self._extraction = self._extraction or sentence.file.extraction
+            self._rows[index], self._stored[index] = len(self._rows), content
+            self._batch.append(staged)
+            if n := int(staged.coords["n_nonfinite"]):
+                self._nonfinite[f"sentence {index}"] = n
+            self._commit_if_full()
+
+    def _has_tokens(self, row: int, staged: Staged) -> bool:
+        """Tell whether the tokens of a sentence that was appended before have the same texts and marks."""
+        committed = self._writer.n_sentences if self._writer else 0
+        if row >= committed or self._writer is None:
+            there: Mapping[str, Sequence[Any]] = self._batch[row - committed].token_coords
+        else:
+            place = (slice(row, row + 1), slice(0, staged.n_tokens))
+            snapshot = self._writer.snapshot
+            there = {name: snapshot.array(name).on_disk(place)[0].tolist() for name in TOKEN_COORDS}
+        return all([*there[name]] == [*values] for name, values in staged.token_coords.items())
+
+    def _commit_if_full(self) -> None:
         if is_full(self._batch, self._writer.room if self._writer else layout.BATCH_ROWS):
-            with naming(self._path):
-                self._commit()
+            self._commit()
 
     def _commit(self) -> None:
         """Write and commit the batch; after an error it holds what was not committed."""
@@ -219,6 +235,7 @@ class SentenceWriter:
                 warn_of_bos("mark it as a special one in a new store")
             self._writer = Writer.create(self._path, self._extraction, self._special_first)
         before = self._writer.n_sentences
+        self._writer.snapshot = self._writer.snapshot.with_attributes(**self._attributes)  # committed with the batch
         try:
             self._writer.append(self._batch, len(self._stored.keys() | self._wanted))
         except BaseException:
@@ -236,11 +253,11 @@ class SentenceWriter:
         except Exception as error:
             logger.warning("%s: the last %d sentences could not be committed (%s)", shown(self._path), n, error)
 
-    def finish(self, attributes: Mapping[str, str]) -> None:
+    def finish(self) -> None:
         """Commit the rest, and declare the store complete."""
         self._commit()
         if self._writer is not None:
-            self._writer.finish(self._writer.skipped, attributes)
+            self._writer.finish(self._writer.skipped, self._attributes)
         warn_of_nonfinite(self._nonfinite)
 
 

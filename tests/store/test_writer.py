@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array
 
 import featurestore
+from featurestore import files as files_on_disk
 from tests.sentences import sentence_arrays, write_sentence
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -189,13 +191,66 @@ def test_what_was_appended_before_an_error_is_there(tmp_path: Path) -> None:
         store.append(**arguments(sentence_arrays(5)))  # as it is there: passed over
         store.append(**arguments(sentence_arrays(99)))
     assert (featurestore.info(path).sentences, featurestore.info(path).expected_sentences) == (71, None)
-    for changed in ({"label": 3}, {"text": "other"}, {"embeddings": sentence_arrays(6)["embeddings"]}):
+    texts = ["a", "ab", "abc", "abcd"]
+    for changed in (
+        {"label": 3}, {"text": "other"}, {"embeddings": sentence_arrays(6)["embeddings"]}, {"fragments": texts},
+        {"special": [True, False, False, False]},
+    ):  # fmt: skip
         with (
             pytest.raises(featurestore.StoreError, match="sentence_index 5 is there with other content, which stays"),
             featurestore.writer(path, layers=LAYERS, average_l0s=L0S) as store,
         ):
             store.append(**arguments(sentence_arrays(5), **changed))
     assert featurestore.verify(path) == []
+
+
+def test_the_same_index_twice(tmp_path: Path) -> None:
+    """Also of a sentence that waits for its batch."""
+    with featurestore.writer(tmp_path / "s.zarr", layers=LAYERS, average_l0s=L0S) as store:
+        store.append(**arguments(sentence_arrays(5)))
+        store.append(**arguments(sentence_arrays(5)))
+        with pytest.raises(featurestore.StoreError, match="sentence_index 5 is there with other content"):
+            store.append(**arguments(sentence_arrays(5), special=[True, False, False, False]))
+    assert featurestore.info(tmp_path / "s.zarr").sentences == 1
+
+
+def test_an_error_that_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, say: when there is room again, all sentences that were appended come into the store."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    refused = 0
+    with featurestore.writer(tmp_path / "s.zarr", layers=LAYERS, average_l0s=L0S) as store:
+        for index in range(70):
+            with monkeypatch.context() as patch:
+                if 63 <= index < 66:
+                    patch.setattr(files_on_disk, "flush", full)
+                try:
+                    store.append(**arguments(sentence_arrays(index)))
+                except OSError:
+                    refused += 1
+    assert refused == 3
+    found = featurestore.open_store(tmp_path / "s.zarr").sentence.values.tolist()
+    assert found == [*range(64), *range(66, 70)]  # the first was taken before the disk was full, the others were not
+    assert featurestore.verify(tmp_path / "s.zarr") == []
+
+
+def test_an_interrupted_store_says_of_which_model_it_is(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), featurestore.writer(tmp_path / "s.zarr", layers=LAYERS, model="A") as store:  # noqa: PT012
+        store.append(**arguments(sentence_arrays(0)))
+        raise KeyboardInterrupt
+    assert featurestore.open_store(tmp_path / "s.zarr").attrs["model"] == "A"
+
+
+def test_what_numpy_does_not_keep(tmp_path: Path) -> None:
+    """A NUL at the end of a text, but one in it stays; zeros that fill up pairs, whatever their sign."""
+    filled = (np.array([[3, 0, 0]]), np.array([[2, -0.0, 0]], np.float32))
+    with featurestore.writer(tmp_path / "s.zarr", layers=[1]) as store:
+        store.append(sentence_index=0, text="a\0b\0", tokens=["a\0b\0"], activations=[filled], features=4)
+    ds = featurestore.open_store(tmp_path / "s.zarr")
+    assert (ds.text.item(), ds.fragment.item()) == ("a\0b", "a\0b")
+    assert ds.activations.values.ravel().tolist() == [0, 0, 0, 2]
 
 
 def test_an_ingested_store_goes_on(tmp_path: Path) -> None:
@@ -252,6 +307,8 @@ PAIR = (np.zeros((4, 2), np.int64), np.ones((4, 2), np.float32))
         ({"activations": [(PAIR[0], PAIR[1][:3])] * 3, "features": 10}, r"must be pairs of whole indices and values"),
         ({"activations": [csr_array(np.eye(4, 5)), csr_array(np.eye(4))]}, "must be of the same tokens, features"),
         ({"activations": [PAIR, *[csr_array(np.eye(4))] * 2], "features": 2}, "must be of the same tokens, features"),
+        ({"activations": [csc_array(np.eye(4, dtype="f4"))] * 3}, "must be CSR arrays"),
+        ({"activations": (PAIR[0].astype("i2"), PAIR[1])}, "must be of one dtype, found float32, int16"),
         ({"features": 11}, "arrays disagree on the number of features"),
         (dict.fromkeys(BIG), "missing array 'embeddings', 'hidden_states', 'activations'"),
     ],
@@ -274,6 +331,7 @@ def test_refusals(changes: dict[str, Any], message: str, tmp_path: Path) -> None
         ({"layers": [0.5]}, "layers=: expected"),
         ({"sae_layers": "x"}, "sae_layers="),
         ({"average_l0s": 5}, "average_l0s=: expected one number for each SAE, found 5"),
+        ({"average_l0s": ["x"]}, "average_l0s=: expected one number for each SAE, found"),
         ({"modell": "x"}, r"modell=: writer takes no such option; it takes model=, model_revision="),
     ],
 )
