@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -204,7 +204,7 @@ def _fragments(whose: str, fragments: Iterable[str] | None, tokens: Iterable[str
         wanted = f"{spelled('fragments')} (cumulative texts) or {spelled('tokens')} (the text of each)"
         raise ParameterError(f"{whose}: expected either {wanted}, found {found}")
     name, values = ("fragments", fragments) if tokens is None else ("tokens", tokens)
-    if values is None or isinstance(values, str) or not isinstance(values, Iterable):
+    if values is None or isinstance(values, str | Set | Mapping) or not isinstance(values, Iterable):
         raise ParameterError(f"{whose}: {spelled(name)}: expected a list of texts, found {brief(values)}")
     texts = [_text(whose, name, one) for one in values]
     return [_kept(one) for one in (texts if tokens is None else accumulate(texts))]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featurestore.errors import StoreError, naming, shown, spelled
+from featurestore.errors import ParameterError, StoreError, brief, naming, shown, spelled
 from featurestore.paths import PathLike, as_path
 from featurestore.ranges import integer
 from featurestore.schema import Extraction
-from featurestore.sources.given import Described, checked, given
+from featurestore.sources.given import Described, Given, checked, given
 from featurestore.store import layout
 from featurestore.store.append import has_bos, is_full, warn_of_bos, warn_of_nonfinite
 from featurestore.store.commit import Writer, check_free, exclusive
@@ -91,15 +92,15 @@ def writer(
             writing = SentenceWriter(real, shared, said)
         try:
             yield writing
+            with naming(path):
+                writing.finish()
         except BaseException:
             writing.rescue()
             raise
-        with naming(path):
-            writing.finish()
 
 
 class SentenceWriter:
-    """Takes sentences for a store, and commits them batch by batch; made by `writer`."""
+    """Takes sentences for a store, and commits them batch by batch; made by `writer`. Threads may share it."""
 
     def __init__(self, path: Path, shared: Described, attributes: Mapping[str, str]) -> None:
         self._path, self._shared, self._attributes = path, shared, attributes
@@ -116,6 +117,8 @@ class SentenceWriter:
             self._stored = {index: content for index, *content in zip(*columns, strict=True)}
         self._rows = {index: row for row, index in enumerate(self._stored)}
         self._wanted: set[int] = set()
+        self._turn = threading.RLock()
+        self._has_ended = False
         self._batch: list[Staged] = []
         self._nonfinite: dict[str, int] = {}
 
@@ -133,9 +136,12 @@ class SentenceWriter:
             Those that have not been appended, in the order given.
         """
         name = spelled("indices")
+        if isinstance(indices, str) or not isinstance(indices, Iterable):
+            raise ParameterError(f"{name}: expected integers, such as range(100), found {brief(indices)}")
         asked = [integer(name, index) for index in indices]
-        self._wanted.update(asked)
-        return [index for index in asked if index not in self._stored]
+        with self._turn:
+            self._wanted.update(asked)
+            return [index for index in asked if index not in self._stored]
 
     def append(
         self,
@@ -186,13 +192,19 @@ class SentenceWriter:
         ParameterError
             If arrays are missing, contradict each other, or do not fit the sentences before.
         StoreError
-            If the store has the sentence with other content.
+            If the store has the sentence with other content, or the `with` block has ended.
         """
         raw = given(
             self._shared, sentence_index=sentence_index, text=text, label=label, fragments=fragments, tokens=tokens,
             special=special, embeddings=embeddings, hidden_states=hidden_states, activations=activations,
             features=features,
         )  # fmt: skip
+        with self._turn:
+            self._take(raw)
+
+    def _take(self, raw: Given) -> None:
+        if self._has_ended:  # and another process may be writing
+            raise StoreError(f"{shown(self._path)}: the `with` block of this writer has ended; append in another one")
         sentence = checked(raw, self._extraction)
         staged = _identified(stage(sentence, self._special_first))
         index = sentence.file.sentence_index
@@ -247,17 +259,21 @@ class SentenceWriter:
 
     def rescue(self) -> None:
         """Commit what was appended before an error, which is what the caller is to hear of."""
-        n = len(self._batch)
-        try:
-            self._commit()
-        except Exception as error:
-            logger.warning("%s: the last %d sentences could not be committed (%s)", shown(self._path), n, error)
+        with self._turn:
+            self._has_ended = True
+            n = len(self._batch)
+            try:
+                self._commit()
+            except Exception as error:
+                logger.warning("%s: the last %d sentences could not be committed (%s)", shown(self._path), n, error)
 
     def finish(self) -> None:
         """Commit the rest, and declare the store complete."""
-        self._commit()
-        if self._writer is not None:
-            self._writer.finish(self._writer.skipped, self._attributes)
+        with self._turn:
+            self._has_ended = True
+            self._commit()
+            if self._writer is not None:
+                self._writer.finish(self._writer.skipped, self._attributes)
         warn_of_nonfinite(self._nonfinite)
 
 

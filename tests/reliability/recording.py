@@ -1,4 +1,5 @@
-"""The file operations of an ingest, one by one: to record them, or to fail at one; and what a store must then hold."""
+"""The file operations of an ingest, or a writer, one by one: to record them, or to fail at one; and what a store must
+then hold."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import builtins
 import errno
 import functools
 import io
+import math
 import os
 import shutil
 import threading
@@ -37,6 +39,42 @@ def write_sentences(folder: Path, lengths: Sequence[int], first: int = 0) -> Sen
     for index, tokens in enumerate(lengths, first):
         write_sentence(folder, index, tokens=tokens, **OPTIONS)
     return [sentence_arrays(index, tokens=tokens, **OPTIONS) for index, tokens in enumerate(lengths, first)]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` did, by the names that an ingest has for it."""
+
+    store: Path
+    added: int
+    present: int
+
+
+def write(folder: Path, path: Path, *, wait: bool = False) -> Written:
+    """Append to a store what it lacks of a folder's sentences, read by numpy alone."""
+    npzs = [np.load(file) for file in sorted(folder.glob("sentence_*.npz"))]
+    sentences = {npz["sentence_index"].item(): npz for npz in npzs}
+    shared: dict[str, Any] = {name: npzs[0][name].tolist() for name in ("layers", "average_l0s")}
+    with featurestore.writer(path, wait=wait, **shared) as store:
+        missing = store.missing(sentences)
+        for index in missing:
+            npz = sentences[index]
+            store.append(
+                sentence_index=index,
+                text=npz["sentence"].item(),
+                label=npz["concept_strength_label"].item(),
+                fragments=npz["fragments"].tolist(),
+                embeddings=npz["embeddings"],
+                hidden_states=npz["hidden_states"],
+                activations=npz["activations"],
+            )
+    for npz in npzs:
+        npz.close()
+    return Written(path, len(missing), len(npzs) - len(missing))
+
+
+HOWS: dict[str, Callable[..., featurestore.Ingested | Written]] = {"ingest": featurestore.ingest, "writer": write}
+"""Ways of a folder's sentences into a store, for which the same holds."""
 
 
 @contextmanager
@@ -115,7 +153,7 @@ def tree(path: Path) -> dict[str, bytes | None]:
     return {str(below.relative_to(path)): below.read_bytes() if below.is_file() else None for below in found}
 
 
-def tree_after(done: featurestore.Ingested, path: Path) -> dict[str, bytes | None]:
+def tree_after(done: featurestore.Ingested | Written, path: Path) -> dict[str, bytes | None]:
     """Everything below a path after an ingest, but the lock that a killed writer left if there was nothing to add.
 
     Nobody holds it, and a complete store is only read, which needs no lock; whoever writes next removes it.
@@ -292,7 +330,7 @@ class _Raw(io.FileIO):
 
 
 EXIT = 9
-"""Exit status of `ingest_and_die`."""
+"""Exit status of `run_and_die`."""
 
 _TAKE_SPACE = {"create", "write", "mkdir", "fsync"}
 
@@ -300,15 +338,22 @@ _TAKE_SPACE = {"create", "write", "mkdir", "fsync"}
 def failing_at(point: int, fault: str) -> Callable[[Operation], None]:
     """Return a `Disk.before` that lets operation number `point` fail.
 
-    ``exit`` ends the process there; ``EIO`` is one error; ``ENOSPC`` stays, for all that takes space.
+    ``exit`` ends the process there;
+    ``interrupt`` is Ctrl-C there or soon after; ``EIO`` is one error; ``ENOSPC`` stays, for all that takes
+    space.
     """
-    count = -1
+    count: float = -1
 
     def before(operation: Operation) -> None:
         nonlocal count
         count += 1
         if count == point and fault == "exit":
             os._exit(EXIT)
+        if fault == "interrupt":  # Python interrupts the main thread only
+            if point <= count < math.inf and threading.current_thread() is threading.main_thread():
+                count = math.inf
+                raise KeyboardInterrupt
+            return
         if count == point or (count > point and fault == "ENOSPC" and operation.kind in _TAKE_SPACE):
             number = getattr(errno, fault)
             raise OSError(number, os.strerror(number), operation.path)
@@ -316,8 +361,8 @@ def failing_at(point: int, fault: str) -> Callable[[Operation], None]:
     return before
 
 
-def ingest_and_die(base: Path, source: Path, path: Path, point: int) -> None:
-    """Ingest, and end this process at an operation."""
+def run_and_die(how: str, base: Path, source: Path, path: Path, point: int) -> None:
+    """Ingest, or write, and end this process at an operation."""
     with serial(), Disk(base, failing_at(point, "exit")):
-        featurestore.ingest(source, path)
+        HOWS[how](source, path)
     os._exit(0)

@@ -1,4 +1,6 @@
-"""Power fails during an ingest: what was committed is on disk, whatever subset of the unflushed writes is there too.
+"""Power fails while an ingest or a writer is at work: what was committed is on disk, whatever else is there too.
+
+Of the unflushed writes that is any subset.
 
 The model knows no particular file system: the content of a file is safe once the file was flushed, a name once its
 folder was; of all else any subset may be lost. Only a renaming within a folder is done or not done, never half.
@@ -16,12 +18,12 @@ from typing import Any
 
 import pytest
 
-import featurestore
 from featurestore import files
 from featurestore.store import layout
 from featurestore.store.commit import Writer
 from featurestore.store.snapshot import Snapshot
 from tests.reliability.recording import (
+    HOWS,
     Disk,
     Operation,
     Sentences,
@@ -160,8 +162,8 @@ class State:
     committed: int | None
 
 
-def record(base: Path) -> tuple[list[Operation], Sentences]:
-    """Ingest in parts; return the operations, with a mark wherever something is reported durable, and the sentences."""
+def record(base: Path, how: str) -> tuple[list[Operation], Sentences]:
+    """Ingest, or write, in parts; return the operations, with a mark where something is durable, and the sentences."""
     sentences: Sentences = []
     (base / "disk").mkdir()
     replace, append = files.replace, Writer.append
@@ -180,7 +182,7 @@ def record(base: Path) -> tuple[list[Operation], Sentences]:
         patch.setattr(Writer, "append", appending)
         for lengths in PARTS:
             sentences += write_sentences(base / "in", lengths, len(sentences))
-            featurestore.ingest(base / "in", base / "disk" / STORE)
+            HOWS[how](base / "in", base / "disk" / STORE)
             disk.mark(len(sentences))
     return disk.done, sentences
 
@@ -224,9 +226,9 @@ def spread(operations: list[Operation], n: int, n_random: int = 4) -> list[State
 class Scene:
     """A recorded ingest, and a place where power was lost."""
 
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.operations, self.sentences = record(base)
+    def __init__(self, base: Path, how: str) -> None:
+        self.base, self.how = base, how
+        self.operations, self.sentences = record(base, how)
         self.resumed: set[frozenset[tuple[str, bytes | None]]] = set()
         model = Model()
         for operation in self.operations:
@@ -234,7 +236,10 @@ class Scene:
                 model.apply(operation)
         self.finished = tree(base / "disk")
         assert model.after_power_loss(Choice(1, 1)) == self.finished, "an operation was not recorded"
-        assert held(base / "disk" / STORE, self.sentences) == len(self.sentences)
+        assert self.held() == len(self.sentences)
+
+    def held(self) -> int | None:
+        return held(self.base / "disk" / STORE, self.sentences, from_files=self.how == "ingest")
 
     def problem(self, state: State, *, resume: bool) -> str | None:
         """Say what is wrong with a state, also after ingesting again, unless that went well from the same tree."""
@@ -243,11 +248,11 @@ class Scene:
         write_tree(self.base / "disk", state.tree)
         try:
             with serial():
-                n = held(path, self.sentences)
+                n = self.held()
                 assert (-1 if n is None else n) >= (-1 if state.committed is None else state.committed), f"{n} are left"
                 found = frozenset(state.tree.items())
                 if resume and found not in self.resumed:
-                    done = featurestore.ingest(self.base / "in", path)
+                    done = HOWS[self.how](self.base / "in", path)
                     assert tree_after(done, self.base / "disk") == self.finished
                     self.resumed.add(found)
         except Exception as error:
@@ -255,16 +260,17 @@ class Scene:
         return None
 
 
-@pytest.fixture(scope="module")
-def scene() -> Iterator[Scene]:
+@pytest.fixture(scope="module", params=[*HOWS])
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     with quick_folder() as base:
-        yield Scene(base)
+        yield Scene(base, request.param)
 
 
 @pytest.mark.parametrize("half", [0, 1])
 def test_what_was_committed_survives(scene: Scene, long: bool, half: int) -> None:
     states = spread(scene.operations, 2000 if long else 200)[half::2]
     assert len(states) >= 100
+    states = states if long or scene.how == "ingest" else states[::8]  # the commit is the same
     problems = [problem for state in states if (problem := scene.problem(state, resume=True))]
     assert not problems, "\n".join([f"{len(problems)} of {len(states)}:", *problems[:20]])
 
@@ -272,6 +278,8 @@ def test_what_was_committed_survives(scene: Scene, long: bool, half: int) -> Non
 @pytest.mark.parametrize("unflushed", ["files", "folders", "both"])
 def test_without_flushing_it_would_not(scene: Scene, long: bool, unflushed: str) -> None:
     """The states above prove nothing unless some are bad once a flush is left out."""
+    if scene.how == "writer" and not long:
+        pytest.skip("the flushes are those of an ingest; --long tests them")
     files: set[str] = set()
     for operation in scene.operations:
         if operation.kind in ("create", "truncate"):

@@ -36,7 +36,7 @@ from featurestore.store.batch import Batch
 from featurestore.store.shards import ShardReader
 from featurestore.store.snapshot import Snapshot
 from tests.reliability.contents import ARRAYS, check, tree
-from tests.reliability.recording import quick_folder
+from tests.reliability.recording import HOWS, quick_folder
 from tests.sentences import sentence_arrays, write_folder, write_sentence
 
 CLI = Path(__file__).parents[2] / "cli.py"
@@ -51,6 +51,7 @@ CONTEXT.set_forkserver_preload(
         "dask.array",
         "featurestore.cli.commands",
         "featurestore.store.ingest",
+        "featurestore.store.writer",
         "pytest",
         "xarray",
         "zarr",
@@ -285,14 +286,14 @@ def source(index: int) -> dict[str, np.ndarray[Any, Any]]:
     return arrays | {name: arrays[name].swapaxes(0, 1) for name in ("hidden_states", "activations")}
 
 
-def append_on(link: Link, base: Path, stop: Event, unsafe: bool) -> None:
-    """Child: append sentence after sentence, each by an ingest of its own, to shards of 16."""
+def append_on(link: Link, base: Path, stop: Event, unsafe: bool, how: str) -> None:
+    """Child: append sentence after sentence, each by an ingest or a writer of its own, to shards of 16."""
     layout.ROWS = layout.BATCH_ROWS = 16
     append = commit_first if unsafe else commit.Writer.append
     with mock.patch.object(commit.Writer, "append", append):
         for index in itertools.count():
             write_sentence(base / f"{index:06d}", index, tokens=n_tokens(index))
-            featurestore.ingest(base / f"{index:06d}", base / "s.zarr")
+            HOWS[how](base / f"{index:06d}", base / "s.zarr")
             if stop.is_set():
                 link.send(index + 1)
                 return
@@ -378,11 +379,13 @@ def read_on(link: Link, path: Path, goal: int, seed: int) -> None:
     link.send((counts["right"], wrong, errors, counts["retries"], sizes))
 
 
-def read_while_written(base: Path, goal: int, unsafe: bool) -> tuple[int, list[object], list[str], set[int], int]:
+def read_while_written(
+    base: Path, goal: int, unsafe: bool, how: str = "ingest"
+) -> tuple[int, list[object], list[str], set[int], int]:
     """Let two processes read while a third one appends, and sum up what they found; one that is wrong is enough."""
     stop = CONTEXT.Event()
     path = base / "s.zarr"
-    with child(append_on, base, stop, unsafe) as (writer, written):
+    with child(append_on, base, stop, unsafe, how) as (writer, written):
         assert told(written) == "ready"
         with child(read_on, path, goal // 2, 1) as (_, one), child(read_on, path, goal // 2, 2) as (_, two):
             reading: list[Any] = [one, two]
@@ -405,14 +408,15 @@ def read_while_written(base: Path, goal: int, unsafe: bool) -> tuple[int, list[o
     return right, wrong, errors, sizes, n
 
 
-def test_readers_never_see_wrong_values_while_another_process_appends(base: Path, long: bool) -> None:
-    goal = 100_000 if long else 2_000
-    right, wrong, errors, sizes, n = read_while_written(base, goal, unsafe=False)
+@pytest.mark.parametrize("how", HOWS)
+def test_readers_never_see_wrong_values_while_another_process_appends(base: Path, long: bool, how: str) -> None:
+    goal = 100_000 if long else {"ingest": 2_000, "writer": 500}[how]
+    right, wrong, errors, sizes, n = read_while_written(base, goal, unsafe=False, how=how)
     assert wrong == []
     assert right >= goal
     assert len(errors) < goal // 100, errors
     assert len(sizes) >= MIN_SIZES
-    assert check(base / "s.zarr", *(base / f"{index:06d}" for index in range(n))) == n
+    assert check(base / "s.zarr", *(base / f"{i:06d}" for i in range(n)), from_files=how == "ingest") == n
 
 
 def test_readers_catch_a_writer_that_commits_before_it_writes(base: Path) -> None:
@@ -424,33 +428,34 @@ def test_readers_catch_a_writer_that_commits_before_it_writes(base: Path) -> Non
 # Writing against each other
 
 
-def ingest_when_told(link: Link, barrier: Barrier) -> None:
-    """Child: ingest as often as it is told to, always together with the other one."""
+def write_when_told(link: Link, barrier: Barrier, how: str) -> None:
+    """Child: ingest, or write, as often as it is told to, always together with the other one."""
     layout.ROWS = layout.BATCH_ROWS = ROWS
     while order := link.recv():
         folder, path, wait = order
         barrier.wait(SECONDS)
         try:
-            done = featurestore.ingest(folder, path, wait=wait)
+            done = HOWS[how](folder, path, wait=wait)
             link.send(done.added)
         except featurestore.StoreBusyError as error:
             link.send(str(error))
 
 
-def test_two_writers_lose_and_double_nothing(base: Path, small_batches: None, long: bool) -> None:
+@pytest.mark.parametrize("how", HOWS)
+def test_two_writers_lose_and_double_nothing(base: Path, small_batches: None, long: bool, how: str) -> None:
     """Half of the trials wait for each other; in the other half, one may be refused, and is told by whom."""
     folders = [small_folder(base / "a", range(4, 7)), small_folder(base / "b", range(7, 9))]
     expected = []
     for trial, order in enumerate((folders, folders[::-1])):
         for folder in order:
-            featurestore.ingest(folder, base / f"whole{trial}.zarr")
-        assert check(base / f"whole{trial}.zarr", *order) == 5
+            HOWS[how](folder, base / f"whole{trial}.zarr")
+        assert check(base / f"whole{trial}.zarr", *order, from_files=how == "ingest") == 5
         expected.append(tree(base / f"whole{trial}.zarr"))
     added = [3, 2]
     outcomes: Counter[str] = Counter()
-    n_trials, named = 500 if long else 50, 0
+    n_trials, named = 500 if long else {"ingest": 50, "writer": 10}[how], 0
     barrier = CONTEXT.Barrier(2)
-    with child(ingest_when_told, barrier) as (a, link_a), child(ingest_when_told, barrier) as (b, link_b):
+    with child(write_when_told, barrier, how) as (a, link_a), child(write_when_told, barrier, how) as (b, link_b):
         pids, links = [a.pid, b.pid], [link_a, link_b]
         for trial in range(20 * n_trials):
             if trial >= n_trials and named:
@@ -466,7 +471,7 @@ def test_two_writers_lose_and_double_nothing(base: Path, small_batches: None, lo
                 found = re.search(f"is being written by ({holder}|another process); ", said[number])
                 assert found, said[number]
                 named += found[1] != "another process"
-                assert featurestore.ingest(folders[number], path).added == added[number]
+                assert HOWS[how](folders[number], path).added == added[number]
             first = expected.index(tree(path))
             assert not path.with_name(f"{path.name}.lock").exists()
             shutil.rmtree(path)
@@ -485,49 +490,50 @@ def hold(link: Link, path: Path) -> None:
         link.recv()
 
 
-def ingest_waiting(link: Link, folder: Path, path: Path) -> None:
-    """Child: ingest in batches of four, and say when it waits for another writer."""
+def write_waiting(link: Link, folder: Path, path: Path, how: str) -> None:
+    """Child: ingest, or write, in batches of four, and say when it waits for another writer."""
 
     def say(*_: object) -> None:
         link.send("waiting")
 
     layout.ROWS = layout.BATCH_ROWS = ROWS
     with mock.patch.object(commit.logger, "info", say):
-        featurestore.ingest(folder, path, wait=True)
+        HOWS[how](folder, path, wait=True)
 
 
-def test_a_dead_holder_blocks_nobody(base: Path, small_batches: None) -> None:
+@pytest.mark.parametrize("how", HOWS)
+def test_a_dead_holder_blocks_nobody(base: Path, small_batches: None, how: str) -> None:
     folders = [small_folder(base / str(index), [index, index + 1]) for index in (0, 2, 4)]
     for trial in range(3):
         path = base / f"{trial}.zarr"
         with child(hold, path) as (holder, held):
             assert told(held) == "held"
             with pytest.raises(featurestore.StoreBusyError, match=f"is being written by process {holder.pid} on "):
-                featurestore.ingest(folders[0], path)
+                HOWS[how](folders[0], path)
             if trial == 0:  # nobody waits
                 holder.kill()
                 assert ended(holder) == -signal.SIGKILL
                 assert path.with_name(f"{path.name}.lock").exists()
                 for folder in folders:
-                    featurestore.ingest(folder, path)
+                    HOWS[how](folder, path)
             else:  # three wait
                 with (
-                    child(ingest_waiting, folders[0], path) as (first, link_1),
-                    child(ingest_waiting, folders[1], path) as (second, link_2),
-                    child(ingest_waiting, folders[2], path) as (third, link_3),
+                    child(write_waiting, folders[0], path, how) as (first, link_1),
+                    child(write_waiting, folders[1], path, how) as (second, link_2),
+                    child(write_waiting, folders[2], path, how) as (third, link_3),
                 ):
                     assert [told(link) for link in (link_1, link_2, link_3)] == ["waiting"] * 3
                     assert not path.exists()
                     holder.kill()
                     assert [ended(process) for process in (first, second, third)] == [0, 0, 0]
         orders = itertools.permutations(folders)
-        assert [order for order in orders if holds(path, order)]
+        assert [order for order in orders if holds(path, order, how)]
         assert not path.with_name(f"{path.name}.lock").exists()
 
 
-def holds(path: Path, folders: Sequence[Path]) -> bool:
+def holds(path: Path, folders: Sequence[Path], how: str) -> bool:
     """Whether a store holds exactly these folders, in this order."""
     try:
-        return check(path, *folders) == 6
+        return check(path, *folders, from_files=how == "ingest") == 6
     except AssertionError:
         return False
