@@ -36,8 +36,9 @@ ELSEWHERE = {
     "uv run --group test examples/accuracy_by_layer.py",
     "uv run --extra distributed examples/cluster.py examples/layers.yaml",
     "uv run --extra transformers cli.py extract examples/dishonesty.csv "
-    "--model HuggingFaceTB/SmolLM2-135M-Instruct --layers 0-5,10,15",
+    "--model HuggingFaceTB/SmolLM2-135M-Instruct --layers 0-5,10,15 --store stores/smollm2.zarr",
     "uv run --extra sae-lens cli.py extract examples/dishonesty.csv --model google/gemma-2-2b --layers 0-25 "
+    "--store stores/gemma.zarr "
     "--sae gemma-scope-2b-pt-res-canonical:layer_12/width_16k/canonical "
     "--sae gemma-scope-2b-pt-res-canonical:layer_20/width_16k/canonical",
     "uv run --group benchmark benchmarks/queries.py",

@@ -150,19 +150,26 @@ def extract(
 
 
 def _check_same(place: Path, described: Mapping[str, Any], rows: Sequence[Listed]) -> None:
-    """Raise StoreError if the sentences of a store came from another model or SAEs, or have another text or label."""
+    """Raise StoreError if a store is not of the same model, SAEs and layers, or has other texts or labels.
+
+    One that does not say of which model it is, as ingested ones need not, is of another: it would be given this name.
+    """
     if not is_store(place):
         return
-    said = Snapshot.read(place).attributes
-    for name in ATTRIBUTES:
-        if name in said and said[name] != described[name]:
-            found = f"holds sentences of {name} {brief(said[name])}, not {brief(described[name])}"
+    snapshot = Snapshot.read(place)
+    said, extraction = snapshot.attributes, snapshot.extraction
+    there_and_here = {name: (said.get(name), described[name]) for name in ATTRIBUTES}
+    there_and_here["layers"] = extraction.layers, described["layers"]
+    there_and_here["sae_layers"] = extraction.sae_layers, tuple(described["sae_layers"] or ())
+    for name, (there, here) in there_and_here.items():
+        if there != here:
+            found = f"holds sentences of {name} {brief(there)}, not {brief(here)}"
             raise StoreError(f"{place}: {found}; choose another store ({spelled('store')})")
-    columns = [Snapshot.read(place).coord(name).tolist() for name in ("sentence", "text", "label", "has_label")]
+    columns = [snapshot.coord(name).tolist() for name in ("sentence", "text", "label", "has_label")]
     held = {index: (text, label if has else None) for index, text, label, has in zip(*columns, strict=True)}
     for row in rows:
-        if (there := held.get(row.sentence_index, row[1:])) != row[1:]:
-            found = f"holds sentence {row.sentence_index} as {brief(there[0])} with label {there[1]}"
+        if (known := held.get(row.sentence_index, row[1:])) != row[1:]:
+            found = f"holds sentence {row.sentence_index} as {brief(known[0])} with label {known[1]}"
             listed_as = f"the list has {brief(row.text)} with label {row.label}"
             raise StoreError(f"{place}: {found}, {listed_as}; mend the list, or choose another store")
 

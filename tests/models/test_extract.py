@@ -128,6 +128,21 @@ def test_another_model(llama: Path, sentences: Path, tmp_path: Path) -> None:
             featurestore.extract(sentences, tmp_path / "s.zarr", model=str(llama))
 
 
+def test_a_store_that_is_not_of_this_extraction(llama: Path, sentences: Path, tmp_path: Path) -> None:
+    """Of other layers, or ingested with no word of its model: it is not given this one's name."""
+    featurestore.extract(sentences, tmp_path / "s.zarr", model=str(llama), layers="0-1")
+    with pytest.raises(featurestore.StoreError, match=r"holds sentences of layers \(0, 1\), not \(2, 3\)"):
+        featurestore.extract(sentences, tmp_path / "s.zarr", model=str(llama), layers="2-3")
+    featurestore.ingest(SAMPLE, tmp_path / "i.zarr")
+    before = featurestore.open_store(tmp_path / "i.zarr").attrs
+    with pytest.raises(
+        featurestore.StoreError, match="holds sentences of model None, not 'llama'; choose another store"
+    ):
+        featurestore.extract(sentences, tmp_path / "i.zarr", model=str(llama))
+    assert featurestore.open_store(tmp_path / "i.zarr").attrs == before
+    assert "model" not in before
+
+
 def sae_weights(kind: str, rng: np.random.Generator) -> dict[str, Any]:
     weights: dict[str, Any] = {
         "W_enc": rng.standard_normal((SIZE, 40)).astype(np.float32),
