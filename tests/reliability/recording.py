@@ -52,24 +52,25 @@ class Written:
 
 def write(folder: Path, path: Path, *, wait: bool = False) -> Written:
     """Append to a store what it lacks of a folder's sentences, read by numpy alone."""
-    npzs = [np.load(file) for file in sorted(folder.glob("sentence_*.npz"))]
+    npzs = []
+    for file in sorted(folder.glob("sentence_*.npz")):
+        with np.load(file) as npz:
+            npzs.append({name: npz[name] for name in npz.files})
     sentences = {npz["sentence_index"].item(): npz for npz in npzs}
     shared: dict[str, Any] = {name: npzs[0][name].tolist() for name in ("layers", "average_l0s")}
     with featurestore.writer(path, wait=wait, **shared) as store:
         missing = store.missing(sentences)
         for index in missing:
-            npz = sentences[index]
+            arrays = sentences[index]
             store.append(
                 sentence_index=index,
-                text=npz["sentence"].item(),
-                label=npz["concept_strength_label"].item(),
-                fragments=npz["fragments"].tolist(),
-                embeddings=npz["embeddings"],
-                hidden_states=npz["hidden_states"],
-                activations=npz["activations"],
+                text=arrays["sentence"].item(),
+                label=arrays["concept_strength_label"].item(),
+                fragments=arrays["fragments"].tolist(),
+                embeddings=arrays["embeddings"],
+                hidden_states=arrays["hidden_states"],
+                activations=arrays["activations"],
             )
-    for npz in npzs:
-        npz.close()
     return Written(path, len(missing), len(npzs) - len(missing))
 
 
