@@ -30,16 +30,16 @@ def sparse_activations(value: Sequence[Any], features: int | None) -> SparseActi
         If they are not that, with what was expected.
     """
     parts = [_of_csr(one) if _is_csr(one) else _of_pair(one, features) for one in value]
-    kinds = {(part.tokens, part.features, part.values.dtype.newbyteorder("=")) for part in parts}
+    kinds = {(part.tokens, part.features, part.values.dtype) for part in parts}
     if len(kinds) > 1:
         found = "; ".join(f"({tokens}, {width}) {dtype}" for tokens, width, dtype in sorted(kinds, key=str))
         raise ValueError(f"must be of the same tokens, features and dtype for each SAE, found {found}")
-    ((n_tokens, n_features, dtype),) = kinds
+    ((n_tokens, n_features, _),) = kinds
     if features is not None and features != n_features:
         raise ValueError(f"must have {features} features, found {n_features}")
     saes = np.repeat(np.arange(len(parts)), [len(part.values) for part in parts])
     tokens, indices = (np.concatenate([getattr(part, name) for part in parts]) for name in ("token", "indices"))
-    values = np.concatenate([part.values for part in parts]).astype(dtype, copy=False)
+    values = np.concatenate([part.values for part in parts])
     kept = values != 0
     saes, tokens, indices, values = saes[kept], tokens[kept], indices[kept], values[kept]
     if outside := indices[(indices < 0) | (indices >= n_features)].tolist():

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def as_array(value: Any) -> NDArray[Any]:
-    """Return an array as numpy's, bfloat16 as the float32 that it stands for; a list of arrays is stacked.
+    """Return an array as numpy's in native byte order, bfloat16 as float32 of the same values; a list is stacked.
 
     Raises
     ------
@@ -31,4 +31,5 @@ def as_array(value: Any) -> NDArray[Any]:
         array = np.asarray(value)
     else:
         array = np.from_dlpack(value)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # of ml_dtypes, as JAX has it
+    is_bfloat16 = array.dtype.name == "bfloat16"  # of ml_dtypes, as JAX has it
+    return array.astype(np.float32 if is_bfloat16 else array.dtype.newbyteorder("="), copy=False)

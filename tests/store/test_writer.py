@@ -82,10 +82,11 @@ class ByDLPack:
     absent=st.sampled_from([(), ("embeddings",), ("hidden_states",), ("activations",), ("embeddings", "activations")]),
     form=st.sampled_from(["dense", "list", "csr", "pairs"]),
     order=st.sampled_from(["C", "F"]),
+    byteorder=st.sampled_from(["=", ">"]),
     seed=st.integers(0, 9),
 )
 def test_equals_ingest(
-    lengths: list[int], dtype: str, absent: tuple[str, ...], form: str, order: Any, seed: int
+    lengths: list[int], dtype: str, absent: tuple[str, ...], form: str, order: Any, byteorder: Any, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     with TemporaryDirectory() as name:
@@ -96,6 +97,8 @@ def test_equals_ingest(
                 write_sentence(base / "in", index, drop=absent, tokens=tokens, dtype=dtype, seed=seed)
                 arrays = sentence_arrays(index, tokens=tokens, dtype=dtype, seed=seed)
                 given = arguments({name: arrays[name] for name in arrays if name not in absent})
+                big = {name: given[name] for name in BIG if name in given}
+                given |= {name: array.astype(array.dtype.newbyteorder(byteorder)) for name, array in big.items()}
                 if "activations" in given and form != "dense":
                     layers = [*given["activations"]]
                     made = {"list": layers, "csr": map(csr_array, layers), "pairs": (pairs(one, rng) for one in layers)}
