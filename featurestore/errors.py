@@ -187,6 +187,11 @@ def shortened(text: object) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
+def first_line(error: Exception) -> str:
+    """Spell what another library says of an error, cut to what a message has room for."""
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
 def brief(value: object) -> str:
     """Spell a value that was found, whatever it is, as `repr` does, but on one short line."""
     try:

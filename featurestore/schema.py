@@ -30,6 +30,12 @@ NORMALIZATIONS = ("standardize", "minmax", "none")
 REDUCTIONS = ("pca", "umap")
 """What X can be reduced by, after it is normalized."""
 
+EMBEDDING_KINDS = ("tokens", "first-block", "none")
+"""Embeddings that `extract` keeps: as the embedding matrix gives them, as the first block receives them, or none."""
+
+MODEL_DTYPES = ("float32", "float16", "bfloat16")
+"""What a model can compute in; the first is the default, the first two can be stored."""
+
 PLOTS = ("separability", "fisher", "l0", "norms", "pca", "trajectory", "heatmap", "activation")
 """What can be plotted."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from featurestore.cli.terminal import Progress, UserPath, say, verbosity
+from featurestore.schema import EMBEDDING_KINDS, MODEL_DTYPES
 
 
 @click.command()
@@ -24,8 +25,8 @@ from featurestore.cli.terminal import Progress, UserPath, say, verbosity
 )
 @click.option(
     "--embeddings",
-    type=click.Choice(["tokens", "first-block", "none"]),
-    default="tokens",
+    type=click.Choice(EMBEDDING_KINDS),
+    default=EMBEDDING_KINDS[0],
     show_default=True,
     help="As the embedding matrix gives them, as the first block receives them, or none.",
 )
@@ -34,14 +35,14 @@ from featurestore.cli.terminal import Progress, UserPath, say, verbosity
 @click.option("--device", metavar="NAME", help="Such as cpu or cuda.  [default: a GPU, if there is one]")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
+    type=click.Choice(MODEL_DTYPES),
+    default=MODEL_DTYPES[0],
     show_default=True,
     help="What the model computes in.",
 )
 @click.option(
     "--store-dtype",
-    type=click.Choice(["float32", "float16"]),
+    type=click.Choice(MODEL_DTYPES[:2]),
     help="Of embeddings and hidden states in the store.  [default: as computed, bfloat16 as float32]",
 )
 @click.option("--wait", is_flag=True, help="Wait while another process writes the store.")

@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import ParameterError, SelectionError, brief, extra, shortened, spelled
+from featurestore.errors import ParameterError, SelectionError, brief, extra, first_line, shortened, spelled
 from featurestore.ranges import format_numbers
+from featurestore.schema import MODEL_DTYPES
 
 if TYPE_CHECKING:
     import torch
-
-EMBEDDINGS = ("tokens", "first-block", "none")
-"""Which embeddings are kept: as the embedding matrix gives them, as the first block receives them, or none."""
-
-DTYPES = ("float32", "float16", "bfloat16")
-"""What a model can compute in; the first is the default."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,9 @@ class CausalModel:
         If `transformers` or `torch` is not installed.
     """
 
-    def __init__(self, name: str, *, revision: str | None = None, device: str | None = None, dtype: str = DTYPES[0]):
+    def __init__(
+        self, name: str, *, revision: str | None = None, device: str | None = None, dtype: str = MODEL_DTYPES[0]
+    ):
         with extra("transformers"):
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -208,9 +205,8 @@ def _naming(model: str) -> Iterator[None]:
         with redirect_stderr(io.StringIO()):
             yield
     except ImportError as error:
-        found = shortened(str(error).strip().splitlines()[0])
-        raise ParameterError(f"{spelled('model')}: {brief(model)} needs a further library ({found})") from error
+        found = f"{brief(model)} needs a further library ({first_line(error)})"
+        raise ParameterError(f"{spelled('model')}: {found}") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        found = shortened((str(error).strip() or type(error).__name__).splitlines()[0])
         wanted = "expected the name of a causal language model on the Hugging Face hub, its folder or its GGUF file"
-        raise ParameterError(f"{spelled('model')}: {wanted}, found {brief(model)} ({found})") from error
+        raise ParameterError(f"{spelled('model')}: {wanted}, found {brief(model)} ({first_line(error)})") from error

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ParameterError, SelectionError, StoreError, brief, spelled
-from featurestore.models.causal import DTYPES, EMBEDDINGS, CausalModel, Computed, Tokens, checked_layers
+from featurestore.models.causal import CausalModel, Computed, Tokens, checked_layers
 from featurestore.models.listed import Listed, listed
 from featurestore.models.saes import SAE, encoded, load_saes
 from featurestore.paths import PathLike, as_path
 from featurestore.ranges import integer, numbers
-from featurestore.schema import ATTRIBUTES, STORES, Progress
+from featurestore.schema import ATTRIBUTES, EMBEDDING_KINDS, MODEL_DTYPES, STORES, Progress
 from featurestore.store.snapshot import Snapshot, is_store
 from featurestore.store.writer import SentenceWriter, writer
 
@@ -49,11 +49,11 @@ def extract(
     model_revision: str | None = None,
     layers: Sequence[int] | str | None = None,
     sae: Sequence[str] = (),
-    embeddings: str = EMBEDDINGS[0],
+    embeddings: str = EMBEDDING_KINDS[0],
     keep_bos: bool = False,
     batch_size: int = 16,
     device: str | None = None,
-    dtype: str = DTYPES[0],
+    dtype: str = MODEL_DTYPES[0],
     store_dtype: str | None = None,
     wait: bool = False,
     progress: Progress = lambda *_: None,
@@ -116,9 +116,9 @@ def extract(
         with another text or label.
     """
     for name, value, allowed in (
-        ("embeddings", embeddings, EMBEDDINGS),
-        ("dtype", dtype, DTYPES),
-        ("store_dtype", store_dtype, (None, *DTYPES[:2])),
+        ("embeddings", embeddings, EMBEDDING_KINDS),
+        ("dtype", dtype, MODEL_DTYPES),
+        ("store_dtype", store_dtype, (None, *MODEL_DTYPES[:2])),
     ):
         if value not in allowed:
             wanted = ", ".join(str(one) for one in allowed if one)

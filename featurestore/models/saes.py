@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import NpzError, ParameterError, brief, extra, shortened, spelled
+from featurestore.errors import NpzError, ParameterError, brief, extra, first_line, spelled
 from featurestore.npz import Archive
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def _of_saelens(spec: str, device: torch.device) -> SAE:
         else:
             sae = sae_lens.SAE.from_pretrained(release, name, device=str(device))
     except Exception as error:  # of whatever it reads them with
-        found = shortened((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise ParameterError(f"{spelled('sae')}: {_EXPECTED}, found {brief(spec)} ({found})") from error
+        found = f"{brief(spec)} ({first_line(error)})"
+        raise ParameterError(f"{spelled('sae')}: {_EXPECTED}, found {found}") from error
     hook = str(getattr(sae.cfg.metadata, "hook_name", ""))
     if not (found_hook := _HOOK.fullmatch(hook)) or hook == "blocks.0.hook_resid_pre":
         raise ParameterError(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Described:
+class InCommon:
     """What all sentences of an extraction share, as far as their arrays do not tell it.
 
     Attributes
@@ -42,7 +42,7 @@ class Described:
     average_l0s: NDArray[Any] | None
 
     @classmethod
-    def of(cls, layers: object, sae_layers: object, average_l0s: object) -> Described:
+    def of(cls, layers: object, sae_layers: object, average_l0s: object) -> InCommon:
         """Read what a caller gives; ParameterError for what names no layers, or is no numbers."""
         l0s = None
         if average_l0s is not None:
@@ -145,7 +145,7 @@ class Given:
 
 
 def given(
-    described: Described,
+    common: InCommon,
     *,
     sentence_index: int,
     text: str,
@@ -184,12 +184,12 @@ def given(
             arrays[name] = sparse_activations(value, features) if is_csr else as_array(value)
         except Exception as error:  # of other libraries' arrays, any
             raise ParameterError(f"{whose}: array '{name}' {_reason(error, value)}") from error
-    needs_layers = hidden_states is not None or (activations is not None and described.sae_layers is None)
-    if needs_layers and not described.layers:
+    needs_layers = hidden_states is not None or (activations is not None and common.sae_layers is None)
+    if needs_layers and not common.layers:
         raise ParameterError(f"{whose}: expected {spelled('layers')}, to name the layers of its arrays, found none")
     if features is not None and activations is not None:
         arrays["num_features"] = np.array(integer(f"{whose}: {spelled('features')}", features))
-    return Given(arrays | described.arrays(activations is not None), texts, Path(whose))
+    return Given(arrays | common.arrays(activations is not None), texts, Path(whose))
 
 
 def _reason(error: Exception, value: object) -> str:

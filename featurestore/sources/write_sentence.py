@@ -10,7 +10,7 @@ import numpy as np
 
 from featurestore.files import whole_file
 from featurestore.paths import PathLike, as_path
-from featurestore.sources.given import Described, checked, given
+from featurestore.sources.given import InCommon, checked, given
 
 
 def write_sentence(
@@ -54,7 +54,7 @@ def write_sentence(
         If there is a file of other content, and `overwrite` is false.
     """
     raw = given(
-        Described.of(layers, sae_layers, average_l0s), sentence_index=sentence_index, text=text, label=label,
+        InCommon.of(layers, sae_layers, average_l0s), sentence_index=sentence_index, text=text, label=label,
         fragments=fragments, tokens=tokens, special=special, embeddings=embeddings, hidden_states=hidden_states,
         activations=activations, features=features,
     )  # fmt: skip

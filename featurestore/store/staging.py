@@ -17,7 +17,7 @@ from featurestore.store.layout import CHECKSUMS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DENSE = (EMBEDDINGS, HIDDEN_STATES)
+_DENSE = (EMBEDDINGS, HIDDEN_STATES)
 """The data arrays that are held whole."""
 
 NonZeros = tuple["NDArray[np.integer]", "NDArray[np.floating]"]
@@ -74,7 +74,7 @@ def stage(sentence: Sentence, special_first: int) -> Staged:
     special_first : int
         So many tokens at the beginning are special ones, whatever the file says.
     """
-    by_token = {name: array for name in DENSE if (array := getattr(sentence, name)) is not None}
+    by_token = {name: array for name in _DENSE if (array := getattr(sentence, name)) is not None}
     by_token = {name: (array if array.ndim == 2 else array.swapaxes(0, 1))[::-1] for name, array in by_token.items()}
     dense = {name: np.array(array, order="C") for name, array in by_token.items()}  # whoever gave it may change theirs
     checksums = {name: deflate.crc32(array.reshape(-1).view(np.uint8)) for name, array in dense.items()}

@@ -16,7 +16,7 @@ from featurestore.errors import ParameterError, StoreError, brief, naming, shown
 from featurestore.paths import PathLike, as_path
 from featurestore.ranges import integer
 from featurestore.schema import Extraction
-from featurestore.sources.given import Described, Given, checked, given
+from featurestore.sources.given import Given, InCommon, checked, given
 from featurestore.store import layout
 from featurestore.store.append import has_bos, is_full, warn_of_bos, warn_of_nonfinite
 from featurestore.store.commit import Writer, check_free, exclusive
@@ -86,7 +86,7 @@ def writer(
     ...                      embeddings=embeddings, hidden_states=hidden_states)
     """
     path, said = as_path(store), described(attributes, "writer")
-    shared = Described.of(layers, sae_layers, average_l0s)
+    shared = InCommon.of(layers, sae_layers, average_l0s)
     with exclusive(path, wait) as real:
         with naming(path):
             writing = SentenceWriter(real, shared, said)
@@ -102,7 +102,7 @@ def writer(
 class SentenceWriter:
     """Takes sentences for a store, and commits them batch by batch; made by `writer`. Threads may share it."""
 
-    def __init__(self, path: Path, shared: Described, attributes: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, shared: InCommon, attributes: Mapping[str, str]) -> None:
         self._path, self._shared, self._attributes = path, shared, attributes
         self._writer = Writer(path) if is_store(path) else None
         if self._writer is None:
