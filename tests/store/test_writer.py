@@ -98,7 +98,8 @@ def test_equals_ingest(
                 arrays = sentence_arrays(index, tokens=tokens, dtype=dtype, seed=seed)
                 given = arguments({name: arrays[name] for name in arrays if name not in absent})
                 big = {name: given[name] for name in BIG if name in given}
-                given |= {name: array.astype(array.dtype.newbyteorder(byteorder)) for name, array in big.items()}
+                if form != "csr":  # which SciPy makes of native ones alone
+                    given |= {name: array.astype(array.dtype.newbyteorder(byteorder)) for name, array in big.items()}
                 if "activations" in given and form != "dense":
                     layers = [*given["activations"]]
                     made = {"list": layers, "csr": map(csr_array, layers), "pairs": (pairs(one, rng) for one in layers)}
